@@ -1,0 +1,100 @@
+"""Opens what an avatar is made from: a video, a still picture, or a folder of pictures in name order.
+
+Gives I420 pictures of one even size at a constant rate. Knows nothing of faces.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lipserve.colour import U8
+from lipserve.errors import NotAVideo, VideoTooLarge
+from lipserve.media import ColourTags, VideoReader, bgr_to_i420
+
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
+_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # RIFF: also WAV and AVI, told apart by Pillow
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a source may be."""
+
+    seconds: float = 120.0
+    pixels: int = 1920 * 1920
+
+
+class Pictures(Protocol):
+    """uint8 (h·3/2, w) I420 pictures, and what holds for all of them."""
+
+    width: int
+    height: int
+    tags: ColourTags
+
+    @property
+    def expected_frames(self) -> int | None: ...
+
+    def __iter__(self) -> Iterator[U8]: ...
+
+
+def open_source(path: Path, fps: int, limits: Limits) -> AbstractContextManager[Pictures]:
+    """Raises NotAVideo, VideoDamaged or VideoTooLarge."""
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        if not files:
+            raise NotAVideo(f"The folder {path.name!r} is empty.", "Put JPEG, PNG or WebP pictures into it.")
+        if len(files) > limits.seconds * fps:
+            raise VideoTooLarge(f"The folder has {len(files)} pictures.", f"The limit is {limits.seconds * fps:.0f}.")
+        return nullcontext(StillPictures(files, limits))
+    with path.open("rb") as handle:
+        start = handle.read(12)
+    if start.startswith(_PICTURE_STARTS) and (not start.startswith(b"RIFF") or start[8:] == b"WEBP"):
+        return nullcontext(StillPictures([path], limits))
+    return VideoReader(path, fps, limits.seconds, limits.pixels)
+
+
+class StillPictures:
+    """Picture files, one frame each; the first one's size, made even, is everybody's."""
+
+    def __init__(self, files: list[Path], limits: Limits) -> None:
+        self._files, self._limits = files, limits
+        first = self._read(files[0])
+        self.height, self.width = first.shape[:2]
+        self.tags = bgr_to_i420(first)[1]
+
+    @property
+    def expected_frames(self) -> int | None:
+        return len(self._files)
+
+    def _read(self, file: Path) -> U8:
+        """uint8 (h, w, 3) BGR, upright, h and w even."""
+        hint = "Send a JPEG, PNG or WebP picture."
+        try:
+            with Image.open(file, formats=PICTURE_FORMATS) as picture:
+                if picture.width * picture.height > self._limits.pixels:
+                    raise VideoTooLarge(
+                        f"The picture has {picture.width}×{picture.height} pixels, more than {self._limits.pixels}.",
+                        "Scale it down first.",
+                    )
+                upright = ImageOps.exif_transpose(picture)
+                rgb = np.asarray(upright.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+            raise NotAVideo("The picture cannot be read.", hint) from exc
+        h, w = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2
+        if min(h, w) < 16:
+            raise NotAVideo(f"The picture has {w}×{h} pixels, too few to show a face.", hint)
+        return cv2.cvtColor(rgb[:h, :w], cv2.COLOR_RGB2BGR).astype(np.uint8, copy=False)
+
+    def __iter__(self) -> Iterator[U8]:
+        for file in self._files:
+            bgr = self._read(file)
+            if bgr.shape[:2] != (self.height, self.width):
+                raise NotAVideo(
+                    f"{file.name} has another size than the first picture.", "All pictures must have the same size."
+                )
+            yield bgr_to_i420(bgr)[0]

@@ -1,0 +1,119 @@
+"""The HTTP application: `create_app(settings)` builds everything, importing builds nothing.
+
+Knows requests and responses; the work itself is in gateway.engine.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import lipserve
+from gateway import logs
+from gateway.body_limit import BodyLimit, BodyTooLarge
+from gateway.engine import Engine
+from gateway.request_id import RequestId
+from gateway.routes import router
+from gateway.work import Scratch, Workers
+from lipserve.errors import InvalidParameter, LipserveError
+from lipserve.settings import Settings
+
+DEFAULT_TRITON_URL = "127.0.0.1:8001"
+WARM_UP_RETRY = 1.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
+    """The gateway in front of `triton_url`, or of the one in the settings."""
+    logs.configure(settings.log_format)
+    app = FastAPI(title="lipserve", version=lipserve.__version__, lifespan=_lifespan)
+    app.state.settings = settings
+    app.state.triton_url = triton_url or settings.triton_url or DEFAULT_TRITON_URL
+    app.state.warm = False
+    app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_mb * 1_000_000)
+    app.add_middleware(RequestId)
+    app.add_exception_handler(LipserveError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(Exception, _answer_unexpected)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    engine = app.state.engine = Engine(settings, app.state.triton_url)
+    engine.store.recover()
+    app.state.scratch = Scratch(settings.work_dir)
+    app.state.syncs = Workers("sync", settings.max_concurrent_syncs, settings.max_waiting)
+    app.state.preparations = Workers("prepare", 1, settings.max_waiting)
+    warming = asyncio.create_task(_warm_up(app, engine))
+    try:
+        yield
+    finally:
+        warming.cancel()
+        with suppress(asyncio.CancelledError):
+            await warming
+        await asyncio.to_thread(app.state.syncs.close)
+        await asyncio.to_thread(app.state.preparations.close)
+        app.state.scratch.close()
+        engine.close()
+
+
+async def _warm_up(app: FastAPI, engine: Engine) -> None:
+    """Until it has worked once; until then /health/ready says no."""
+    last = ""
+    while True:
+        try:
+            await asyncio.to_thread(engine.warm_up)
+        except LipserveError as exc:
+            if str(exc) != last:
+                log.warning("not ready: %s", exc)
+            last = str(exc)
+            await asyncio.sleep(WARM_UP_RETRY)
+        else:
+            app.state.warm = True
+            log.info("ready, Triton at %s", engine.triton.url)
+            return
+
+
+def _answer_error(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, LipserveError)
+    body = {"kind": exc.kind, "message": exc.message, "hint": exc.hint, "request_id": request.state.request_id}
+    headers = {"retry-after": str(exc.retry_after)} if exc.retry_after is not None else None
+    return JSONResponse(body, exc.status, headers)
+
+
+def _answer_http_error(request: Request, exc: Exception) -> JSONResponse:
+    """Unknown paths and methods, and forms that cannot be parsed."""
+    assert isinstance(exc, HTTPException)
+    if isinstance(exc, BodyTooLarge):
+        return _answer_error(request, exc.error)
+    kind = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "bad_request")
+    body = {
+        "kind": kind,
+        "message": str(exc.detail),
+        "hint": "See /docs for the API.",
+        "request_id": request.state.request_id,
+    }
+    return JSONResponse(body, exc.status_code, exc.headers)
+
+
+def _answer_invalid(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestValidationError)
+    first = exc.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return _answer_error(request, InvalidParameter(f"{where}: {first['msg']}.", "See /docs for the parameters."))
+
+
+def _answer_unexpected(request: Request, exc: Exception) -> JSONResponse:
+    log.error("unexpected error", exc_info=exc)
+    hint = "This is a defect of lipserve; its log has the details under this request_id."
+    return _answer_error(request, LipserveError("An unexpected error happened.", hint))

@@ -1,0 +1,35 @@
+"""The avatars in use: opened on first use, memory-mapped, kept in a bounded least-recently-used cache."""
+
+from collections import OrderedDict
+from threading import Lock
+
+from lipserve.avatar import Avatar, AvatarStore
+
+
+class AvatarCache:
+    """Safe to use from several threads. An avatar that was prepared anew is opened anew."""
+
+    def __init__(self, store: AvatarStore, size: int) -> None:
+        self._store, self._size = store, size
+        self._open: OrderedDict[str, tuple[tuple[int, int], Avatar]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, avatar_id: str) -> Avatar:
+        """Raises InvalidAvatarId, AvatarNotFound or AvatarDamaged."""
+        version = self._store.version(avatar_id)
+        with self._lock:
+            entry = self._open.get(avatar_id)
+            if entry is not None and entry[0] == version:
+                self._open.move_to_end(avatar_id)
+                return entry[1]
+        avatar = self._store.open(avatar_id)
+        with self._lock:
+            self._open[avatar_id] = (version, avatar)
+            self._open.move_to_end(avatar_id)
+            while len(self._open) > self._size:
+                self._open.popitem(last=False)
+        return avatar
+
+    def forget(self, avatar_id: str) -> None:
+        with self._lock:
+            self._open.pop(avatar_id, None)

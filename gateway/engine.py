@@ -1,0 +1,243 @@
+"""The two main jobs, from files to files: prepare an avatar; make it say something. Knows no HTTP.
+
+Everything here blocks and is meant to run in a worker thread; OpenCV, ONNX Runtime, gRPC and PyAV release the GIL. A
+job asks `cancelled` between its steps and ends with Cancelled when it is set.
+"""
+
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from avatar_prep.faces import FaceFinder
+from avatar_prep.prepare import Parameters, Progress, prepare
+from avatar_prep.source import Limits
+from gateway.audio import frame_count, playable, speech
+from gateway.avatars import AvatarCache
+from gateway.blend import blend
+from gateway.features import AudioEncoder, Padding, Prompts, prompts
+from gateway.timing import Stopwatch
+from gateway.triton import PendingFaces, TritonClient
+from lipserve.avatar import Avatar, AvatarInfo, AvatarStore
+from lipserve.colour import U8
+from lipserve.contract import MAX_BATCH_SIZE, MAX_FPS, MIN_FPS
+from lipserve.errors import (
+    AvatarDamaged,
+    AvatarExists,
+    AvatarNotFound,
+    AvatarOutdated,
+    Cancelled,
+    InvalidParameter,
+    TritonFailed,
+)
+from lipserve.fetch import FACE_MODELS
+from lipserve.media import Mp4Writer, Sound, read_sound
+from lipserve.settings import Settings
+
+DEFAULT_BATCH_SIZE = 8  # MuseTalk's
+
+
+@dataclass(frozen=True)
+class SyncRequest:
+    """What to say, and how. Raises InvalidParameter."""
+
+    avatar_id: str
+    fps: int | None = None  # None: the avatar's own
+    batch_size: int = DEFAULT_BATCH_SIZE
+    padding: Padding = field(default_factory=Padding)
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("fps", self.fps, MIN_FPS, MAX_FPS),
+            ("batch_size", self.batch_size, 1, MAX_BATCH_SIZE),
+        ):
+            if value is not None and not low <= value <= high:
+                raise InvalidParameter(f"{name} is {value}.", f"It must be from {low} to {high}.")
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    frames: int
+    fps: int
+    seconds: float  # of sound
+
+
+def ignore_progress(stage: str, done: int, total: int | None) -> None:
+    """For callers that show none."""
+
+
+class Engine:
+    def __init__(self, settings: Settings, triton_url: str) -> None:
+        """Loads the audio encoder; does not need Triton yet. Raises ModelsMissing."""
+        self._settings = settings
+        self.store = AvatarStore(settings.avatars_dir)
+        self.avatars = AvatarCache(self.store, settings.avatar_cache)
+        self.triton = TritonClient(triton_url, settings.triton_timeout)
+        file = settings.models_dir / settings.profile / "audio_encoder.onnx"
+        self._encoder = AudioEncoder(file, settings.audio_threads)
+        self._face_models = settings.models_dir / FACE_MODELS.folder
+        FaceFinder(self._face_models)  # so that missing files are found out at start-up
+
+    def close(self) -> None:
+        self.triton.close()
+
+    def warm_up(self) -> None:
+        """One pass through every model. Raises TritonUnavailable or TritonFailed."""
+        self._encoder.warm_up()
+        self._weights_id()
+        self.triton.warm_up()
+
+    def _weights_id(self) -> str:
+        """Of the models at Triton, which must belong to the audio encoder here."""
+        served = self.triton.weights_id()
+        if served != self._encoder.weights_id:
+            raise TritonFailed(
+                f"Triton runs the weights {served!r}, the audio encoder is of {self._encoder.weights_id!r}.",
+                "Export both together, and restart both.",
+            )
+        return served
+
+    # -- prepare ------------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        source: Path,
+        avatar_id: str,
+        parameters: Parameters,
+        force: bool = False,
+        progress: Progress = ignore_progress,
+        cancelled: Event | None = None,
+        source_name: str | None = None,
+        watch: Stopwatch | None = None,
+    ) -> AvatarInfo:
+        """Make and store an avatar; it appears whole, or not at all."""
+        watch = watch or Stopwatch()
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            _require_wanted(cancelled)
+            watch.lap(stage)
+            progress(stage, done, total)
+
+        if self.store.exists(avatar_id) and not force:
+            raise AvatarExists(
+                f"The avatar {avatar_id!r} exists already.", "Choose another id, or replace it with force=true."
+            )
+        weights_id = self._weights_id()
+        limits = Limits(self._settings.max_video_seconds, self._settings.max_frame_pixels)
+        with self.store.writing(avatar_id, force) as draft:
+            info = prepare(
+                source,
+                draft,
+                avatar_id,
+                parameters,
+                FaceFinder(self._face_models),
+                self.triton.encode_faces,
+                weights_id,
+                limits,
+                report,
+                source_name,
+            )
+        self.avatars.forget(avatar_id)
+        return info
+
+    # -- lip-sync -----------------------------------------------------------------------------------------------------
+
+    def lip_sync(
+        self,
+        request: SyncRequest,
+        audio: Path,
+        output: Path,
+        progress: Progress = ignore_progress,
+        cancelled: Event | None = None,
+        watch: Stopwatch | None = None,
+    ) -> SyncResult:
+        """Write the mp4 in which the avatar says what is in `audio`."""
+        watch = watch or Stopwatch()
+        avatar = self._open(request.avatar_id)
+        fps = request.fps or avatar.info.fps
+        with watch.stage("audio"):
+            sound = playable(read_sound(audio, self._settings.max_audio_seconds))
+            waveform = speech(sound)
+            frames = frame_count(waveform, fps)
+        with watch.stage("features"):
+            heard = prompts(
+                waveform, fps, request.padding, self._encoder.hidden_states, lambda: _require_wanted(cancelled)
+            )
+        draft = output.with_name(f".{output.name}.part")
+        try:
+            with (
+                self._writer(draft, avatar, fps, sound) as video,
+                closing(self._faces(avatar, heard, frames, request.batch_size, watch)) as faces,
+            ):
+                for index, face in faces:
+                    _require_wanted(cancelled)
+                    with watch.stage("blend"):
+                        picture = blend(avatar, index, face)
+                    with watch.stage("encode"):
+                        video.write(picture)
+                    progress("render", video.frames, frames)
+            draft.replace(output)
+        finally:
+            draft.unlink(missing_ok=True)
+        return SyncResult(frames, fps, sound.seconds)
+
+    def _writer(self, file: Path, avatar: Avatar, fps: int, sound: Sound) -> Mp4Writer:
+        s, info = self._settings, avatar.info
+        size = (info.width, info.height)
+        return Mp4Writer(file, size, fps, sound, info.tags, s.video_preset, s.video_crf, s.video_threads)
+
+    def is_usable(self, avatar_id: str) -> bool:
+        """Whether the avatar can be used as it is. Raises TritonUnavailable."""
+        try:
+            self._open(avatar_id)
+        except (AvatarNotFound, AvatarDamaged, AvatarOutdated):
+            return False
+        return True
+
+    def _open(self, avatar_id: str) -> Avatar:
+        avatar = self.avatars.get(avatar_id)
+        served = self._weights_id()
+        if avatar.info.weights_id != served:
+            raise AvatarOutdated(
+                f"The avatar {avatar_id!r} was prepared with the weights {avatar.info.weights_id!r}, "
+                f"Triton now runs {served!r}.",
+                "Prepare it again with force=true.",
+            )
+        return avatar
+
+    def _faces(
+        self, avatar: Avatar, heard: Prompts, frames: int, batch_size: int, watch: Stopwatch
+    ) -> Generator[tuple[int, U8]]:
+        """(stored frame's index, generated face) for every output frame, in order.
+
+        While the caller works on one batch, the next ones are already at Triton.
+        """
+        pending: deque[tuple[list[int], PendingFaces]] = deque()
+        starts = iter(range(0, frames, batch_size))
+
+        def send() -> None:
+            start = next(starts, None)
+            if start is not None:
+                stop = min(start + batch_size, frames)
+                indices = [avatar.index(frame, heard.fps) for frame in range(start, stop)]
+                pending.append((indices, self.triton.submit(heard.batch(start, stop), avatar.latents[indices])))
+
+        try:
+            for _ in range(self._settings.batches_in_flight):
+                send()
+            while pending:
+                indices, batch = pending.popleft()
+                with watch.stage("faces"):
+                    faces = batch.result()
+                send()
+                yield from zip(indices, faces, strict=True)
+        finally:
+            for _, batch in pending:
+                batch.cancel()
+
+
+def _require_wanted(cancelled: Event | None) -> None:
+    if cancelled is not None and cancelled.is_set():
+        raise Cancelled("The request was cancelled.")

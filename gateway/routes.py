@@ -1,0 +1,245 @@
+"""The endpoints. Each reads its parameters, logs them, hands the job to a worker, and logs the answer."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Any, Literal, TypeVar
+
+import anyio.to_thread
+import structlog
+from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel
+from starlette.background import BackgroundTask
+
+from avatar_prep.masks import ParsingMode
+from avatar_prep.prepare import checked_parameters
+from gateway.engine import DEFAULT_BATCH_SIZE, Engine, SyncRequest
+from gateway.features import Padding
+from gateway.inputs import display_name, take_input
+from gateway.timing import Stopwatch
+from gateway.work import Workers
+from lipserve.avatar import AvatarInfo
+from lipserve.errors import AvatarDamaged, LipserveError
+
+T = TypeVar("T")
+router = APIRouter()
+log = structlog.stdlib.get_logger("gateway")
+
+
+class ErrorBody(BaseModel):
+    """Every error's answer."""
+
+    kind: str
+    message: str
+    hint: str
+    request_id: str
+
+
+class AvatarSummary(BaseModel):
+    avatar_id: str
+    state: Literal["ready", "damaged"]
+    info: AvatarInfo | None
+    preview_url: str
+
+
+class AvatarList(BaseModel):
+    avatars: list[AvatarSummary]
+
+
+class Health(BaseModel):
+    status: Literal["live", "ready", "not_ready"]
+    message: str = ""
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (404, 409, 413, 422, 500, 502, 503, 507)
+}
+
+
+def _seconds_headers(watch: Stopwatch) -> dict[str, str]:
+    stages = ", ".join(f"{name}={seconds:.3f}" for name, seconds in watch.stages.items())
+    return {"x-seconds-total": f"{watch.total:.3f}", "x-seconds-stages": stages}
+
+
+async def _logged_job(
+    request: Request,
+    what: str,
+    parameters: Mapping[str, Any],
+    workers: Workers,
+    job: Callable[[Path, Event, Stopwatch], T],
+) -> tuple[T, dict[str, str], Path]:
+    """Logs arrival and answer around a job in a worker; returns its result, the timing headers and its folder."""
+    log.info(f"{what} received", **parameters)
+    watch = Stopwatch()
+    folder = request.app.state.scratch.folder(request.state.request_id)
+    status, kind = 500, "internal"
+    try:
+        result = await workers.run(request, folder, lambda cancelled: job(folder, cancelled, watch))
+        status, kind = 200, "ok"
+    except LipserveError as exc:
+        status, kind = exc.status, exc.kind
+        raise
+    finally:
+        log.info(f"{what} answered", status=status, kind=kind, seconds=round(watch.total, 3), stages=watch.rounded())
+    return result, _seconds_headers(watch), folder
+
+
+@router.post("/prepare_avatar", responses=ERRORS, status_code=201)
+async def prepare_avatar(
+    request: Request,
+    response: Response,
+    avatar_id: Annotated[str, Form(description="1 to 64 letters, digits, '-' and '_'.")],
+    video: Annotated[UploadFile | None, "A video, or a still picture."] = None,
+    video_path: Annotated[
+        str | None,
+        Form(description="Instead of an upload: a video, picture or folder of pictures in the media folder."),
+    ] = None,
+    version: Annotated[Literal["v1", "v15"], Form()] = "v15",
+    bbox_shift: Annotated[int, Form(description="v1 only.")] = 0,
+    extra_margin: Annotated[int, Form(description="v15 only.")] = 10,
+    parsing_mode: Annotated[ParsingMode, Form(description="v15 only; v1 is always raw.")] = "jaw",
+    left_cheek_width: Annotated[int, Form()] = 90,
+    right_cheek_width: Annotated[int, Form()] = 90,
+    batch_size: Annotated[int, Form()] = DEFAULT_BATCH_SIZE,
+    fps: Annotated[int, Form()] = 25,
+    force: Annotated[bool, Form(description="Replace an avatar that exists.")] = False,
+) -> AvatarInfo:
+    """Prepare an avatar, once. Answers when it is stored."""
+    engine: Engine = request.app.state.engine
+    given = {
+        "version": version,
+        "bbox_shift": bbox_shift,
+        "extra_margin": extra_margin,
+        "parsing_mode": parsing_mode,
+        "left_cheek_width": left_cheek_width,
+        "right_cheek_width": right_cheek_width,
+        "batch_size": batch_size,
+        "fps": fps,
+    }
+    name = display_name(video, video_path)
+
+    def job(folder: Path, cancelled: Event, watch: Stopwatch) -> AvatarInfo:
+        parameters = checked_parameters(given)
+        source = take_input("video", video, video_path, request.app.state.settings.media_dir, folder)
+        return engine.prepare(source, avatar_id, parameters, force, cancelled=cancelled, source_name=name, watch=watch)
+
+    logged = {"avatar_id": avatar_id, "video": name, **given, "force": force}
+    info, headers, folder = await _logged_job(request, "prepare_avatar", logged, request.app.state.preparations, job)
+    await anyio.to_thread.run_sync(_remove, folder)
+    response.headers.update(headers)
+    return info
+
+
+@router.post(
+    "/lip_sync",
+    responses={**ERRORS, 200: {"content": {"video/mp4": {}}, "description": "The finished video."}},
+    response_class=FileResponse,
+)
+async def lip_sync(
+    request: Request,
+    avatar_id: Annotated[str, Form()],
+    audio: Annotated[UploadFile | None, "Speech: WAV, MP3, M4A, OGG, FLAC, or a video with sound."] = None,
+    audio_path: Annotated[str | None, Form(description="Instead of an upload: a file in the media folder.")] = None,
+    fps: Annotated[int | None, Form(description="The avatar's own if not given.")] = None,
+    batch_size: Annotated[int, Form()] = DEFAULT_BATCH_SIZE,
+    audio_padding_length_left: Annotated[int, Form()] = 2,
+    audio_padding_length_right: Annotated[int, Form()] = 2,
+) -> FileResponse:
+    """Make a prepared avatar say it. Answers the finished mp4: H.264, AAC, index in front."""
+    engine: Engine = request.app.state.engine
+
+    def job(folder: Path, cancelled: Event, watch: Stopwatch) -> Path:
+        sync = SyncRequest(avatar_id, fps, batch_size, Padding(audio_padding_length_left, audio_padding_length_right))
+        engine.store.version(avatar_id)  # unknown avatars are answered before the upload is copied
+        source = take_input("audio", audio, audio_path, request.app.state.settings.media_dir, folder)
+        output = folder / "result.mp4"
+        engine.lip_sync(sync, source, output, cancelled=cancelled, watch=watch)
+        return output
+
+    logged = {
+        "avatar_id": avatar_id,
+        "audio": display_name(audio, audio_path),
+        "fps": fps,
+        "batch_size": batch_size,
+        "audio_padding_length_left": audio_padding_length_left,
+        "audio_padding_length_right": audio_padding_length_right,
+    }
+    output, headers, folder = await _logged_job(request, "lip_sync", logged, request.app.state.syncs, job)
+    return FileResponse(
+        output,
+        media_type="video/mp4",
+        filename=f"{avatar_id}.mp4",
+        headers=headers,
+        background=BackgroundTask(_remove, folder),
+    )
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _summary(engine: Engine, avatar_id: str) -> AvatarSummary:
+    """Raises AvatarNotFound."""
+    try:
+        info = engine.avatars.get(avatar_id).info
+    except AvatarDamaged:
+        info = None
+    return AvatarSummary(
+        avatar_id=avatar_id,
+        state="ready" if info else "damaged",
+        info=info,
+        preview_url=f"/avatars/{avatar_id}/preview",
+    )
+
+
+@router.get("/avatars", responses=ERRORS)
+def list_avatars(request: Request) -> AvatarList:
+    engine: Engine = request.app.state.engine
+    return AvatarList(avatars=[_summary(engine, avatar_id) for avatar_id in engine.store.list()])
+
+
+@router.get("/avatars/{avatar_id}", responses=ERRORS)
+def show_avatar(request: Request, avatar_id: str) -> AvatarSummary:
+    engine: Engine = request.app.state.engine
+    return _summary(engine, avatar_id)
+
+
+@router.get("/avatars/{avatar_id}/preview", responses={**ERRORS, 200: {"content": {"image/jpeg": {}}}})
+def show_preview(request: Request, avatar_id: str) -> Response:
+    """A JPEG of the avatar."""
+    engine: Engine = request.app.state.engine
+    engine.store.version(avatar_id)
+    try:
+        data = (engine.store.folder(avatar_id) / "preview.jpg").read_bytes()
+    except OSError as exc:
+        raise AvatarDamaged(f"The avatar {avatar_id!r} has no preview.", "Prepare it again with force=true.") from exc
+    return Response(data, media_type="image/jpeg")
+
+
+@router.delete("/avatars/{avatar_id}", responses=ERRORS, status_code=204)
+def delete_avatar(request: Request, avatar_id: str) -> None:
+    engine: Engine = request.app.state.engine
+    engine.store.delete(avatar_id)
+    engine.avatars.forget(avatar_id)
+    log.info("avatar deleted", avatar_id=avatar_id)
+
+
+@router.get("/health/live")
+def live() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", responses={503: {"model": Health}})
+def ready(request: Request) -> Response:
+    """Every model is warm, and Triton is there now."""
+    engine: Engine = request.app.state.engine
+    if not request.app.state.warm:
+        health = Health(status="not_ready", message="The models are being warmed up.")
+    elif not engine.triton.is_ready():
+        health = Health(status="not_ready", message=f"Triton at {engine.triton.url} does not answer.")
+    else:
+        health = Health(status="ready")
+    return JSONResponse(health.model_dump(), 200 if health.status == "ready" else 503)

@@ -1,0 +1,3 @@
+from lipserve.cli import main
+
+main()

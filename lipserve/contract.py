@@ -1,0 +1,78 @@
+"""The contract: every name, shape, dtype and rate that two parts of lipserve must agree on, once.
+
+Held against every rendered `config.pbtxt` and every exported graph by `tests/test_contract.py`. Knows no vendor.
+"""
+
+from dataclasses import dataclass
+
+# -- audio ------------------------------------------------------------------------------------------------------------
+SAMPLE_RATE = 16_000  # Hz, mono
+N_FFT = 400  # samples, 25 ms
+HOP_LENGTH = 160  # samples, 10 ms
+N_MELS = 80
+SEGMENT_SECONDS = 30  # the audio encoder's fixed window
+SEGMENT_SAMPLES = SEGMENT_SECONDS * SAMPLE_RATE  # 480 000
+SEGMENT_MEL_FRAMES = SEGMENT_SAMPLES // HOP_LENGTH  # 3000
+STATES_PER_SECOND = 50  # audio encoder states, 20 ms each
+SEGMENT_STATES = SEGMENT_SECONDS * STATES_PER_SECOND  # 1500
+N_LAYERS = 5  # hidden states kept per audio state: the embedding and four layers
+AUDIO_WIDTH = 384  # channels of one hidden state
+STATES_PER_FRAME = 10  # audio states seen by one video frame: 4 before, 6 from its own start
+FEATURES_PER_FRAME = STATES_PER_FRAME * N_LAYERS  # 50 prompt tokens, state-major
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+FACE_SIZE = 256  # pixels, square
+LATENT_CHANNELS = 4
+LATENT_SIZE = 32  # FACE_SIZE / 8
+FACE_LATENT_CHANNELS = 2 * LATENT_CHANNELS  # masked 4, then reference 4
+MASKED_FROM_ROW = FACE_SIZE // 2  # rows 128..255 of the masked copy are black
+
+# -- serving ----------------------------------------------------------------------------------------------------------
+MAX_BATCH_SIZE = 32  # frames in one inference request, and in one batch at the server
+MIN_FPS, MAX_FPS = 1, 60  # frames per second, integer
+AVATAR_FORMAT = 1  # version of the avatar folder
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the contract. `shape` is per frame: the batch axis stands before it."""
+
+    name: str
+    dtype: str  # numpy's name
+    shape: tuple[int, ...]
+
+    @property
+    def triton_dtype(self) -> str:
+        """Data type as `config.pbtxt` spells it, without the `TYPE_` prefix; also the wire name but for FP16/FP32."""
+        return {"float16": "FP16", "float32": "FP32", "uint8": "UINT8"}[self.dtype]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the repository."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+AUDIO_FEATURES = Tensor("audio_features", "float16", (FEATURES_PER_FRAME, AUDIO_WIDTH))
+FACE_LATENTS = Tensor("face_latents", "float16", (FACE_LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
+LATENTS = Tensor("latents", "float16", (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))  # VAE latents times scaling factor
+FACES = Tensor("faces", "uint8", (FACE_SIZE, FACE_SIZE, 3))  # BGR
+CROPS = Tensor("crops", "uint8", (FACE_SIZE, FACE_SIZE, 3))  # BGR
+
+UNET = Model("unet", (AUDIO_FEATURES, FACE_LATENTS), (LATENTS,))
+VAE_DECODER = Model("vae_decoder", (LATENTS,), (FACES,))
+VAE_ENCODER = Model("vae_encoder", (CROPS,), (FACE_LATENTS,))
+LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS), (FACES,))  # the ensemble: unet, then vae_decoder
+MODELS = (UNET, VAE_DECODER, VAE_ENCODER, LIPSYNC)
+
+# The audio encoder runs beside the gateway, not on Triton: one 30 s segment at a time.
+LOG_MEL = Tensor("log_mel", "float32", (N_MELS, SEGMENT_MEL_FRAMES))
+HIDDEN_STATES = Tensor("hidden_states", "float32", (SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH))
+AUDIO_ENCODER = Model("audio_encoder", (LOG_MEL,), (HIDDEN_STATES,))
+
+# Key, in every model's Triton parameters and in the audio encoder's ONNX metadata, of the weights' identity. An avatar
+# keeps the one it was prepared with: latents of one VAE mean nothing to another.
+WEIGHTS_ID = "weights_id"

@@ -1,0 +1,260 @@
+"""The embedded Triton: the real `tritonserver` as a supervised child process.
+
+It is started on given or free ports, waited for, started again if it dies, and stopped. It never outlives this process:
+the kernel ends it when its parent is gone (PR_SET_PDEATHSIG), and its Python stubs watch it in turn. What it prints is
+kept in a log file. Knows nothing of models beyond the folder they are in.
+"""
+
+import http.client
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import Self
+
+from lipserve.errors import LipserveError, ModelsMissing
+from lipserve.fetch import TRITONSERVER
+
+log = logging.getLogger(__name__)
+
+READY_TIMEOUT = 120.0  # seconds
+STOP_TIMEOUT = 10.0  # seconds, then SIGKILL
+RESTART_DELAYS = (0.5, 1, 2, 5, 10)  # seconds before the n-th restart in a row; the last one repeats
+STABLE_AFTER = 60.0  # seconds of life after which a crash counts as the first again
+KEEP_LOG_BYTES = 20_000_000  # an older log beyond this is set aside as .1
+SHARED_MEMORY = Path("/dev/shm")
+
+# Becomes tritonserver after asking the kernel to be ended together with its parent, whose pid is the first argument.
+_TIE_TO_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class TritonDidNotStart(LipserveError):
+    kind = "triton_did_not_start"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports on 127.0.0.1; 0 asks for a free one."""
+
+    http: int = 0
+    grpc: int = 0
+    metrics: int = 0
+
+    def filled(self) -> "Ports":
+        """Zeros replaced by ports that are free now."""
+        with suppress(OSError):
+            sockets = [socket.create_server(("127.0.0.1", port)) for port in (self.http, self.grpc, self.metrics)]
+            ports = [s.getsockname()[1] for s in sockets]
+            for s in sockets:
+                s.close()
+            return Ports(*ports)
+        raise TritonDidNotStart(
+            f"One of the ports {self.http}, {self.grpc}, {self.metrics} is in use.",
+            "Choose others with LIPSERVE_TRITON_HTTP_PORT, _GRPC_PORT and _METRICS_PORT, or 0 for free ones.",
+        )
+
+
+class EmbeddedTriton:
+    """Use as a context manager: entering returns when every model is ready, leaving stops the server."""
+
+    def __init__(self, model_repository: Path, models_dir: Path, run_dir: Path, ports: Ports | None = None) -> None:
+        self._repository = model_repository.resolve()
+        self._files = (models_dir / TRITONSERVER.folder).resolve()
+        self._run_dir = run_dir.resolve()
+        self.ports = (ports or Ports()).filled()
+        self.log_file = self._run_dir / "triton.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="triton-supervisor", daemon=True)
+
+    @property
+    def grpc_url(self) -> str:
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.metrics}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running tritonserver."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def start(self) -> None:
+        """Raises ModelsMissing, or TritonDidNotStart with the end of its log."""
+        self._require_files()
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        if self.log_file.exists() and self.log_file.stat().st_size > KEEP_LOG_BYTES:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        self._supervisor.start()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join(STOP_TIMEOUT + 5)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # -- the child ----------------------------------------------------------------------------------------------------
+
+    def _require_files(self) -> None:
+        if not TRITONSERVER.is_there(self._files.parent):
+            raise ModelsMissing(f"There is no tritonserver in {self._files}.", "Run `lipserve setup` once.")
+        if not list(self._repository.glob("*/config.pbtxt")):
+            raise ModelsMissing(
+                f"There is no model in {self._repository}.",
+                "Make the demo models: pip install -e '.[export]' && python -m export --target cpu",
+            )
+
+    def _backends(self) -> Path:
+        """The backend folder for this Python: the backend's library, and beside it the stub of our minor version."""
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        stub = self._files / "python_backend_stubs" / version / "triton_python_backend_stub"
+        if not stub.is_file():
+            raise ModelsMissing(
+                f"Triton's Python backend has no stub for Python {version}.", "Use Python 3.10 to 3.13."
+            )
+        folder = self._files / f"backends-{version}" / "python"
+        folder.mkdir(parents=True, exist_ok=True)
+        for target in (stub, *(self._files / "python_backend").iterdir()):
+            with suppress(FileExistsError):
+                (folder / target.name).symlink_to(target)
+        return folder.parent
+
+    def _libraries(self) -> str:
+        """LD_LIBRARY_PATH: the wheel's libraries and libpython, which the stub is linked with."""
+        folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+        if ".so" not in str(name):
+            raise ModelsMissing(
+                "This Python was built without a shared libpython, which Triton's Python backend needs.",
+                "Use the Python of Debian, Ubuntu, uv or conda, or pyenv's with PYTHON_CONFIGURE_OPTS=--enable-shared.",
+            )
+        return f"{self._files / 'lib'}:{folder}"
+
+    def _command(self) -> list[str]:
+        ports = self.ports
+        options = {
+            "model-repository": self._repository,
+            "backend-directory": self._backends(),
+            "http-address": "127.0.0.1",
+            "http-port": ports.http,
+            "grpc-address": "127.0.0.1",
+            "grpc-port": ports.grpc,
+            "metrics-address": "127.0.0.1",
+            "metrics-port": ports.metrics,
+            "exit-timeout-secs": 5,
+            "allow-gpu-metrics": "false",
+            "backend-config": f"python,shm-region-prefix-name={self._shared_memory_prefix}",
+        }
+        return [
+            *(sys.executable, "-c", _TIE_TO_PARENT, str(os.getpid())),
+            *("env", f"LD_LIBRARY_PATH={self._libraries()}", f"PYTHONPATH={sysconfig.get_path('purelib')}"),
+            str(self._files / "bin" / "tritonserver"),
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
+
+    @property
+    def _shared_memory_prefix(self) -> str:
+        return f"lipserve_{os.getpid()}_{self.ports.grpc}_"
+
+    def _supervise(self) -> None:
+        """The thread that starts the child must live as long as it: PR_SET_PDEATHSIG looks at the thread."""
+        failures = 0
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                with self.log_file.open("ab") as out:
+                    self._process = subprocess.Popen(
+                        self._command(), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+                    )
+            except (OSError, LipserveError) as exc:
+                log.error("tritonserver could not be started: %s", exc)
+                return
+            while self._process.poll() is None and not self._stopping.wait(0.1):
+                pass
+            if self._stopping.is_set():
+                break
+            self._remove_shared_memory()
+            failures = 1 if time.monotonic() - started > STABLE_AFTER else failures + 1
+            delay = RESTART_DELAYS[min(failures, len(RESTART_DELAYS)) - 1]
+            log.error("tritonserver ended with %s; starting it again in %s s", self._process.returncode, delay)
+            self._stopping.wait(delay)
+        self._end_child()
+
+    def _end_child(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._remove_shared_memory()
+
+    def _remove_shared_memory(self) -> None:
+        """A killed Python backend leaves its regions behind."""
+        for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
+            region.unlink(missing_ok=True)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while time.monotonic() < deadline:
+            if not self._supervisor.is_alive():
+                raise self._did_not_start("could not be started")
+            process = self._process
+            if process is not None and process.poll() is not None:
+                raise self._did_not_start(f"ended with {_exit_name(process.returncode)}")
+            if self._is_ready():
+                return
+            time.sleep(0.1)
+        raise self._did_not_start(f"was not ready after {READY_TIMEOUT:.0f} s")
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports.http, timeout=2)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _did_not_start(self, what: str) -> TritonDidNotStart:
+        tail = ""
+        if self.log_file.exists():
+            lines = self.log_file.read_text(errors="replace").splitlines()
+            tail = "\n".join(lines[-15:])
+        return TritonDidNotStart(f"tritonserver {what}; the end of {self.log_file}:\n{tail}")
+
+
+def _exit_name(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

@@ -1,0 +1,367 @@
+"""Files of sound and video, read and written. The only module that imports PyAV.
+
+Everything read here comes from outside: only the demuxers listed below may open it, none of them may open a second
+file, and sizes are checked before pictures are decoded. Time is integer: a frame's pts is its index, in units of 1/fps.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from lipserve.colour import U8, Matrix, planes
+from lipserve.errors import (
+    AudioDamaged,
+    AudioTooLong,
+    NotAudio,
+    NotAVideo,
+    VideoDamaged,
+    VideoTooLarge,
+)
+
+# Self-contained formats only: no playlist, no concatenation script, nothing that names other files.
+DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,wav,w64,aiff,mp3,flac,ogg,aac,amr,asf,caf"
+OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+AAC_BIT_RATE = 192_000
+MAX_DAMAGED_PACKETS = 0.02  # share of a sound's packets that may fail to decode; an MP3 cut anywhere begins with one
+
+# ISO/IEC 23091-2 matrix coefficients, as in AVColorSpace; 2 is "unspecified", which decoders read as BT.601.
+_MATRICES: dict[int, Matrix] = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
+UNSPECIFIED = 2
+
+
+@dataclass(frozen=True)
+class ColourTags:
+    """How a video's YUV is meant, as AVColorSpace, AVColorPrimaries and AVColorTransferCharacteristic numbers."""
+
+    space: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+
+    @property
+    def matrix(self) -> Matrix:
+        return _MATRICES.get(self.space, "bt601")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Decoded sound: float32 (channels, samples) in [-1, 1], one or two channels, at the file's own `rate` in Hz."""
+
+    samples: NDArray[np.float32]
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        return float(self.samples.shape[1] / self.rate)
+
+
+def read_sound(path: Path, max_seconds: float) -> Sound:
+    """The first audio stream of any media file; more than two channels are mixed down to stereo.
+
+    Raises NotAudio, AudioDamaged or AudioTooLong.
+    """
+    hint = "Send speech as WAV, MP3, M4A, OGG or FLAC, or a video with a sound track."
+    try:
+        container = av.open(str(path), options=OPEN_OPTIONS)
+    except (av.FFmpegError, ValueError) as exc:
+        raise NotAudio("The file is not a media file that can be read.", hint) from exc
+    with container:
+        if not container.streams.audio:
+            raise NotAudio("The file has no audio stream.", hint)
+        stream = container.streams.audio[0]
+        if not stream.rate or not stream.codec_context or not stream.channels:
+            raise NotAudio("The file's audio stream has no readable format.", hint)
+        layout = "mono" if stream.channels == 1 else "stereo"
+        rate = int(stream.rate)
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        blocks: list[NDArray[Any]] = []
+        samples = packets = damaged = 0
+        try:
+            for packet in container.demux(stream):
+                packets += 1
+                try:
+                    decoded = packet.decode()
+                except av.InvalidDataError:
+                    damaged += 1
+                    continue
+                for frame in decoded:
+                    blocks += [block.to_ndarray() for block in resampler.resample(frame)]
+                    samples += frame.samples
+                if samples > max_seconds * rate:
+                    raise AudioTooLong(f"The audio is longer than {max_seconds:g} seconds.", "Send it in parts.")
+            blocks += [block.to_ndarray() for block in resampler.resample(None)]
+        except (av.FFmpegError, ValueError) as exc:
+            raise AudioDamaged(f"The audio cannot be decoded after {samples / rate:.2f} s.", hint) from exc
+    if damaged > max(2, MAX_DAMAGED_PACKETS * packets):
+        raise AudioDamaged(f"{damaged} of the audio's {packets} packets cannot be decoded.", hint)
+    if not blocks:
+        raise NotAudio("The audio stream is empty.", hint)
+    joined = np.concatenate(blocks, axis=1)
+    return Sound(np.nan_to_num(joined, nan=0.0, posinf=1.0, neginf=-1.0).astype(np.float32, copy=False), rate)
+
+
+class VideoReader:
+    """A video as I420 pictures at a constant rate, upright, with square pixels and even sizes.
+
+    Iterating gives uint8 (h·3/2, w), limited range, in the source's own colour matrix; `width`, `height` and `tags`
+    are known from the start. A frame lands on the nearest tick of `fps`; empty ticks repeat the frame before them.
+    The last odd row or column is cut off, since 4:2:0 has none. Raises NotAVideo, VideoDamaged or VideoTooLarge.
+    """
+
+    _HINT = "Send a complete MP4, MOV, WebM, MKV or AVI file."
+
+    def __init__(self, path: Path, fps: int, max_seconds: float, max_pixels: int) -> None:
+        self._fps, self._max_seconds, self._max_pixels = fps, max_seconds, max_pixels
+        try:
+            self._container = av.open(str(path), options=OPEN_OPTIONS)
+        except (av.FFmpegError, ValueError) as exc:
+            raise NotAVideo("The file is not a video that can be read.", self._HINT) from exc
+        try:
+            self._first_look()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _first_look(self) -> None:
+        streams = [s for s in self._container.streams.video if not s.disposition & s.disposition.attached_pic]
+        if not streams or not streams[0].codec_context:
+            raise NotAVideo("The file has no video stream.", self._HINT)
+        self._stream = streams[0]
+        codec = self._stream.codec_context
+        if codec.width * codec.height > self._max_pixels:
+            raise VideoTooLarge(
+                f"Frames of {codec.width}×{codec.height} are more than {self._max_pixels} pixels.",
+                "Scale the video down first.",
+            )
+        if (seconds := (self._container.duration or 0) / av.time_base) > self._max_seconds + 1:
+            raise self._too_long(seconds)
+        self._stream.thread_type = "AUTO"
+        self._frames = self._decode()
+        first = next(self._frames, None)
+        if first is None:
+            raise NotAVideo("The video has no frames.", self._HINT)
+        self._first = first
+        self.tags = ColourTags(int(first.colorspace), int(first.color_primaries), int(first.color_trc))
+        if first.format.is_rgb:
+            self.tags = ColourTags(space=6)
+        rows, self.width = self._picture(first).shape
+        self.height = rows * 2 // 3
+
+    def _too_long(self, seconds: float) -> VideoTooLarge:
+        return VideoTooLarge(
+            f"The video lasts {seconds:.0f} s or more, the limit is {self._max_seconds:g} s.", "Send a shorter clip."
+        )
+
+    @property
+    def expected_frames(self) -> int | None:
+        """A guess, for progress bars."""
+        duration = self._container.duration
+        return round(duration / av.time_base * self._fps) if duration else None
+
+    def _decode(self) -> Iterator[Any]:
+        packets, end, start = 0, 0.0, None
+        try:
+            for packet in self._container.demux(self._stream):
+                packets += bool(packet.size)
+                for frame in packet.decode():
+                    time = frame.time if frame.time is not None else end
+                    start = time if start is None else start
+                    end = max(end, time)
+                    if end - start > self._max_seconds:
+                        raise self._too_long(end - start)
+                    yield frame
+        except (av.FFmpegError, ValueError) as exc:
+            kind = VideoDamaged if start is not None else NotAVideo
+            raise kind(f"The video cannot be decoded after {end:.2f} s.", self._HINT) from exc
+        if packets < self._stream.frames:
+            raise VideoDamaged(
+                f"The video is cut off: {packets} of {self._stream.frames} frames are there.", self._HINT
+            )
+        seconds = (self._container.duration or 0) / av.time_base
+        if start is not None and end - start < 0.9 * seconds - 1:
+            raise VideoDamaged(f"The video is cut off: it ends at {end:.1f} of {seconds:.1f} s.", self._HINT)
+
+    def _picture(self, frame: Any) -> U8:
+        """One decoded frame to I420, upright."""
+        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        width = round(frame.width * aspect) // 2 * 2
+        height = frame.height // 2 * 2
+        if width * height > self._max_pixels:
+            raise VideoTooLarge(f"Frames of {width}×{height} are too large.", "Scale the video down first.")
+        if min(width, height) < 16:
+            raise NotAVideo(f"Frames of {width}×{height} are too small to show a face.", self._HINT)
+        if (frame.width, frame.height) != (width, height) and aspect == 1:
+            i420 = _crop_to_even(frame.reformat(format="yuv420p", dst_color_range=ColorRange.MPEG))
+        else:
+            scaled = frame.reformat(width=width, height=height, format="yuv420p", dst_color_range=ColorRange.MPEG)
+            i420 = scaled.to_ndarray()
+        turns = round((frame.rotation or 0) / 90) % 4
+        return _rotate(i420, turns) if turns else i420
+
+    def __iter__(self) -> Iterator[U8]:
+        emitted, current, start = 0, None, None
+        end = 0.0
+        for frame in self._chain():
+            time = frame.time if frame.time is not None else end
+            start = time if start is None else start
+            tick = round((time - start) * self._fps)
+            while current is not None and emitted < tick:
+                yield current
+                emitted += 1
+            current = self._picture(frame)
+            if current.shape != (self.height * 3 // 2, self.width):
+                raise VideoDamaged("The picture size changes in the middle of the video.", self._HINT)
+            duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / self._fps
+            end = time + duration
+        last = max(emitted + 1, round((end - (start or 0.0)) * self._fps))
+        while current is not None and emitted < last:
+            yield current
+            emitted += 1
+
+    def _chain(self) -> Iterator[Any]:
+        yield self._first
+        yield from self._frames
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+
+def _crop_to_even(frame: Any) -> U8:
+    """I420 of a yuv420p frame without its last odd row and column."""
+    w, h = frame.width // 2 * 2, frame.height // 2 * 2
+    out = np.empty((h * 3 // 2, w), np.uint8)
+    for target, plane in zip(planes(out), frame.planes, strict=True):
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        target[:] = rows[: target.shape[0], : target.shape[1]]
+    return out
+
+
+def _rotate(i420: U8, quarter_turns: int) -> U8:
+    """Rotated counter-clockwise by 90° times `quarter_turns`."""
+    return np.concatenate([np.rot90(plane, quarter_turns).reshape(-1) for plane in planes(i420)]).reshape(
+        -1, i420.shape[1] if quarter_turns == 2 else i420.shape[0] * 2 // 3
+    )
+
+
+def bgr_to_i420(bgr: U8) -> tuple[U8, ColourTags]:
+    """A still picture, uint8 (h, w, 3) BGR of even size, as the I420 that a video of it would hold (BT.601)."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24")
+    return np.asarray(frame.reformat(format="yuv420p").to_ndarray(), np.uint8), ColourTags(space=6)
+
+
+class Mp4Writer:
+    """H.264 and AAC into one MP4 with its index in front, in one pass. Use as a context manager.
+
+    The video is written frame by frame; sound goes along so that both stay interleaved, and all of it is kept.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        fps: int,
+        sound: Sound | None,
+        tags: ColourTags | None = None,
+        preset: str = "veryfast",
+        crf: int = 18,
+        threads: int = 2,
+    ) -> None:
+        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        self._fps = fps
+        self._frames = 0
+        video = self._container.add_stream("libx264", rate=fps)
+        video.width, video.height = size
+        video.pix_fmt = "yuv420p"
+        video.time_base = Fraction(1, fps)
+        video.codec_context.time_base = Fraction(1, fps)
+        video.options = {"preset": preset, "crf": str(crf), "threads": str(threads)}
+        tags = tags or ColourTags()
+        video.codec_context.color_range = int(ColorRange.MPEG)
+        video.codec_context.colorspace = tags.space
+        video.codec_context.color_primaries = tags.primaries
+        video.codec_context.color_trc = tags.transfer
+        self._video = video
+        self._sound = sound
+        self._sent = 0  # samples of sound
+        if sound is not None:
+            if sound.rate not in AAC_RATES:
+                raise ValueError(f"AAC has no sample rate {sound.rate}")
+            layout = "mono" if sound.samples.shape[0] == 1 else "stereo"
+            audio = self._container.add_stream("aac", rate=sound.rate, layout=layout)
+            audio.bit_rate = AAC_BIT_RATE if layout == "stereo" else AAC_BIT_RATE // 2
+            audio.codec_context.time_base = Fraction(1, sound.rate)
+            self._audio = audio
+        self._container.start_encoding()
+
+    @property
+    def frames(self) -> int:
+        return self._frames
+
+    def write(self, i420: U8) -> None:
+        """Append one frame: uint8 (h·3/2, w), I420."""
+        frame = av.VideoFrame.from_ndarray(i420, format="yuv420p")
+        frame.pts = self._frames
+        frame.time_base = Fraction(1, self._fps)
+        self._container.mux(self._video.encode(frame))
+        self._frames += 1
+        if self._sound is not None:
+            self._send_sound(until=self._frames * self._sound.rate // self._fps)
+
+    def _send_sound(self, until: int) -> None:
+        assert self._sound is not None
+        samples, rate = self._sound.samples, self._sound.rate
+        step = self._audio.codec_context.frame_size
+        until = min(until, samples.shape[1])
+        while self._sent < until:
+            block = np.ascontiguousarray(samples[:, self._sent : self._sent + step])
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self._audio.layout.name)
+            frame.sample_rate = rate
+            frame.pts = self._sent
+            frame.time_base = Fraction(1, rate)
+            self._container.mux(self._audio.encode(frame))
+            self._sent += block.shape[1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failed is None:
+                self._container.mux(self._video.encode(None))
+                if self._sound is not None:
+                    self._send_sound(until=self._sound.samples.shape[1])
+                    self._container.mux(self._audio.encode(None))
+        finally:
+            with _ignoring_half_files(failed):
+                self._container.close()
+
+
+@contextmanager
+def _ignoring_half_files(failed: type[BaseException] | None) -> Iterator[None]:
+    """A trailer that cannot be written hides no earlier error."""
+    try:
+        yield
+    except av.FFmpegError:
+        if failed is None:
+            raise
+
+
+def encode_picture(bgr: U8, quality: int = 90) -> bytes:
+    """uint8 (h, w, 3) BGR as JPEG bytes."""
+    ok, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise ValueError("OpenCV could not encode the picture")
+    return data.tobytes()
