@@ -21,7 +21,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from lipserve.errors import LipserveError, ModelsMissing
+from lipserve.errors import LipserveError, ModelsMissing, TritonDidNotStart
 from lipserve.fetch import TRITONSERVER
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,6 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent is gone")
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-
-
-class TritonDidNotStart(LipserveError):
-    kind = "triton_did_not_start"
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ class EmbeddedTriton:
         self._run_dir = run_dir.resolve()
         self.ports = (ports or Ports()).filled()
         self.log_file = self._run_dir / "triton.log"
+        self._log_start = 0  # byte where this server's own lines begin
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="triton-supervisor", daemon=True)
@@ -102,6 +99,7 @@ class EmbeddedTriton:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         if self.log_file.exists() and self.log_file.stat().st_size > KEEP_LOG_BYTES:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         self._supervisor.start()
         try:
             self._wait_until_ready()
@@ -174,7 +172,8 @@ class EmbeddedTriton:
         }
         return [
             *(sys.executable, "-c", _TIE_TO_PARENT, str(os.getpid())),
-            *("env", f"LD_LIBRARY_PATH={self._libraries()}", f"PYTHONPATH={sysconfig.get_path('purelib')}"),
+            # The stub's interpreter ignores PYTHONPATH; it finds our packages through the first python3 in PATH.
+            *("env", f"LD_LIBRARY_PATH={self._libraries()}", f"PATH={Path(sys.executable).parent}:/usr/bin:/bin"),
             str(self._files / "bin" / "tritonserver"),
             *(f"--{name}={value}" for name, value in options.items()),
         ]
@@ -251,9 +250,12 @@ class EmbeddedTriton:
     def _did_not_start(self, what: str) -> TritonDidNotStart:
         tail = ""
         if self.log_file.exists():
-            lines = self.log_file.read_text(errors="replace").splitlines()
-            tail = "\n".join(lines[-15:])
-        return TritonDidNotStart(f"tritonserver {what}; the end of {self.log_file}:\n{tail}")
+            with self.log_file.open("rb") as handle:
+                handle.seek(self._log_start)
+                lines = handle.read().decode(errors="replace").splitlines()
+            errors = [line for line in lines if line.startswith(("E", "error:")) and "CUDA" not in line]
+            tail = "\n".join((errors or lines)[-10:])
+        return TritonDidNotStart(f"tritonserver {what}.", f"From {self.log_file}:\n{tail}")
 
 
 def _exit_name(code: int) -> str:

@@ -23,6 +23,7 @@ LipserveError                       500  internal
 ├── Cancelled                       499  cancelled
 ├── ModelsMissing                   503  models_missing
 ├── ServiceBusy                     503  service_busy        (Retry-After)
+├── TritonDidNotStart           503  triton_did_not_start
 ├── TritonUnavailable               503  triton_unavailable  (Retry-After)
 └── TritonFailed                    502  triton_failed
 
@@ -151,6 +152,11 @@ class TritonUnavailable(LipserveError):
     status = 503
     kind = "triton_unavailable"
     retry_after = 5
+
+
+class TritonDidNotStart(LipserveError):
+    status = 503
+    kind = "triton_did_not_start"
 
 
 class TritonFailed(LipserveError):

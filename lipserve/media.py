@@ -181,7 +181,7 @@ class VideoReader:
                         raise self._too_long(end - start)
                     yield frame
         except (av.FFmpegError, ValueError) as exc:
-            kind = VideoDamaged if start is not None else NotAVideo
+            kind = VideoDamaged if packets else NotAVideo
             raise kind(f"The video cannot be decoded after {end:.2f} s.", self._HINT) from exc
         if packets < self._stream.frames:
             raise VideoDamaged(

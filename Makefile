@@ -1,0 +1,42 @@
+# The two commands of the README are `make demo` and `make test`; `make check` is what CI runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS := model_repository/cpu/lipsync/config.pbtxt
+
+.PHONY: demo test check setup models clean
+
+demo: models
+	$(BIN)/lipserve demo
+
+test: models $(VENV)/dev
+	$(BIN)/python -m pytest
+
+check: models $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/setup
+models: setup $(MODELS)
+
+# pip is a dependency of `lipserve setup`, so a virtual environment of venv's own kind is made.
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[export]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	touch $@
+
+$(VENV)/setup: $(VENV)/installed lipserve/fetch.py
+	$(BIN)/lipserve setup
+	touch $@
+
+$(MODELS): $(wildcard export/*.py) lipserve/contract.py | $(VENV)/setup
+	$(BIN)/python -m export --target cpu --profile demo
+
+clean:
+	rm -rf $(VENV) .run out model_repository/cpu models/demo models/faces models/tritonserver models/perf_analyzer

@@ -1,0 +1,4 @@
+"""Export: networks in, ONNX graphs and a complete Triton model repository out.
+
+Importing this package imports no torch; the modules that need it do. Nothing here is imported by the gateway.
+"""

@@ -1,0 +1,86 @@
+"""A complete Triton model repository, there whole or not at all.
+
+Knows which files lie where and puts them there in one move; what is in them comes from `triton_config`, from
+`triton_model.py` and from the graphs it is handed.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from export.errors import UnknownTarget
+from export.triton_config import ensemble_config, model_config
+from lipserve import contract
+
+TARGETS = ("cpu",)
+VERSION = "1"
+BACKEND_MODEL = Path(__file__).with_name("triton_model.py")
+
+SERVED = tuple(model for model in contract.MODELS if model is not contract.LIPSYNC)  # those with a graph of their own
+
+
+def require_target(target: str) -> None:
+    """Refuse a target that does not exist."""
+    if target not in TARGETS:
+        raise UnknownTarget(target, TARGETS)
+
+
+def graph_path(folder: Path, model: contract.Model) -> Path:
+    """Where a model's ONNX file lies in the repository `folder`."""
+    return folder / model.name / VERSION / "model.onnx"
+
+
+def write_repository(repository: Path, target: str, graphs: Mapping[str, Path], weights_id: str) -> Path:
+    """Write `repository/<target>` from ONNX files by model name, replacing what was there; returns its path."""
+    require_target(target)
+    destination = repository / target
+    with replaced(destination) as folder:
+        for model in SERVED:
+            _model_folder(folder, model, model_config(model, weights_id))
+            place = graph_path(folder, model)
+            shutil.copyfile(graphs[model.name], place)
+            shutil.copyfile(BACKEND_MODEL, place.with_name("model.py"))
+        _model_folder(folder, contract.LIPSYNC, ensemble_config(weights_id))
+    return destination
+
+
+def _model_folder(folder: Path, model: contract.Model, config: str) -> None:
+    """Create the model's folder: its configuration and an empty version, which is all that an ensemble has."""
+    version = folder / model.name / VERSION
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(config)
+
+
+@contextmanager
+def replaced(destination: Path) -> Iterator[Path]:
+    """A new folder beside `destination`, which takes its place when the block ends well and is removed otherwise."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid4().hex[:8]
+    fresh, stale = (destination.with_name(f".{destination.name}-{word}-{token}") for word in ("new", "old"))
+    fresh.mkdir()
+    try:
+        yield fresh
+        if destination.exists():
+            destination.rename(stale)
+        try:
+            fresh.rename(destination)
+        except OSError:
+            if stale.exists():
+                stale.rename(destination)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def replace_file(source: Path, destination: Path) -> None:
+    """Copy `source` over `destination` so that a reader sees the old file or the new one, never half of one."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    fresh = destination.with_name(f".{destination.name}-{uuid4().hex[:8]}")
+    try:
+        shutil.copyfile(source, fresh)
+        fresh.replace(destination)
+    finally:
+        fresh.unlink(missing_ok=True)

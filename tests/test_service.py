@@ -1,0 +1,238 @@
+"""The main job over HTTP on a real Triton: prepare, speak, list, delete; what is logged and measured."""
+
+import io
+import json
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from samples import FORMATS, SPEECH, facts, pictures, short_clip, tone, write_sound
+
+from lipserve.embedded import EmbeddedTriton
+from lipserve.media import VideoReader, read_sound
+from lipserve.settings import Settings
+
+
+def say(client: TestClient, audio: Path, avatar: str = "lisa", **form: object) -> bytes:
+    with audio.open("rb") as handle:
+        response = client.post("/lip_sync", data={"avatar_id": avatar, **form}, files={"audio": handle})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "video/mp4"
+    return response.content
+
+
+def test_the_gateway_is_ready_when_every_model_is_warm(client: TestClient, lisa: str) -> None:
+    assert client.get("/health/live").json() == {"status": "live", "message": ""}
+    response = client.get("/health/ready")
+    assert (response.status_code, response.json()["status"]) == (200, "ready")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_sound_format_gives_exact_frames_and_durations(
+    client: TestClient, lisa: str, tmp_path: Path, suffix: str
+) -> None:
+    sound = write_sound(tmp_path / f"speech{suffix}", tone(1.2, 48000, 2), 48000)
+    video = tmp_path / "out.mp4"
+    video.write_bytes(say(client, sound))
+    found = facts(video)
+    exact = read_sound(sound, 10).samples.shape[1] * 25 // 48000  # lossy formats may be padded at the end
+    assert exact in (30, 31)
+    assert found["frames"] == exact
+    assert (found["size"], found["rate"]) == ((512, 512), Fraction(25))
+    assert (found["video_codec"], found["audio_codec"]) == ("h264", "aac")
+    assert found["video_seconds"] == pytest.approx(exact / 25, abs=1e-6)
+    assert found["audio_seconds"] == pytest.approx(found["video_seconds"], abs=1 / 25)
+
+
+def test_a_videos_own_sound_is_used(client: TestClient, lisa: str, tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "a.wav", tone(0.8), 16000)
+    video = tmp_path / "said.mp4"
+    video.write_bytes(say(client, sound))
+    again = tmp_path / "again.mp4"
+    again.write_bytes(say(client, video))
+    assert facts(again)["frames"] in (20, 21)  # AAC may pad the sound by a part of a frame
+
+
+def test_the_sound_comes_through_unharmed(client: TestClient, lisa: str, tmp_path: Path) -> None:
+    video = tmp_path / "out.mp4"
+    video.write_bytes(say(client, SPEECH))
+    given, kept = read_sound(SPEECH, 60), read_sound(video, 60)
+    assert kept.rate == given.rate
+    n = min(given.samples.shape[1], kept.samples.shape[1])
+    assert np.corrcoef(given.samples[0, :n], kept.samples[0, :n])[0, 1] > 0.99
+    assert kept.seconds == pytest.approx(given.seconds, abs=0.1)
+
+
+def test_the_index_stands_in_front_of_the_data(client: TestClient, lisa: str, tmp_path: Path) -> None:
+    data = say(client, write_sound(tmp_path / "a.wav", tone(0.4), 16000))
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+
+
+def test_outside_the_blend_the_source_is_kept(
+    client: TestClient, lisa: str, settings: Settings, tmp_path: Path
+) -> None:
+    from lipserve.avatar import AvatarStore
+
+    video = tmp_path / "out.mp4"
+    video.write_bytes(say(client, write_sound(tmp_path / "a.wav", tone(0.8), 16000)))
+    avatar = AvatarStore(settings.avatars_dir).open(lisa)
+    with VideoReader(video, 25, 10, 10**7) as frames:
+        for i, frame in enumerate(frames):
+            record = avatar.regions[avatar.index(i, 25)]
+            x1, y1, x2, y2 = record["region"]
+            outside = np.ones((512, 512), bool)
+            outside[y1:y2, x1:x2] = False
+            source = avatar.frames[avatar.index(i, 25)][:512].astype(float)
+            error = np.mean((frame[:512].astype(float) - source)[outside] ** 2)
+            assert 10 * np.log10(255**2 / error) > 38
+            inside = np.abs(frame[y1:y2, x1:x2].astype(float) - source[y1:y2, x1:x2])
+            assert inside.mean() > 3  # the face is really replaced
+
+
+def test_the_clip_runs_forward_then_backward(client: TestClient, lisa: str, tmp_path: Path) -> None:
+    """The bundled clip blinks; frame 20 + k of the answer shows stored frame 19 − k above the mask."""
+    video = tmp_path / "out.mp4"
+    video.write_bytes(say(client, write_sound(tmp_path / "a.wav", tone(1.6), 16000)))
+    source = [p[:200] for p in pictures(20)]
+    with VideoReader(video, 25, 10, 10**7) as frames:
+        shown = [frame[:200] for frame in frames]
+    for k in (0, 7, 19):
+        distances = [np.mean((shown[20 + k].astype(float) - s) ** 2) for s in source]
+        assert distances[19 - k] <= min(distances) * 1.05
+
+
+def test_the_batch_size_changes_nothing_that_can_be_seen(client: TestClient, lisa: str, tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "a.wav", tone(0.6), 16000)
+    videos = []
+    for size in (1, 4, 32):
+        file = tmp_path / f"{size}.mp4"
+        file.write_bytes(say(client, sound, batch_size=size))
+        with VideoReader(file, 25, 10, 10**7) as frames:
+            videos.append(np.stack(list(frames)).astype(np.int16))
+    assert np.abs(videos[0] - videos[1]).mean() < 0.5
+    assert np.abs(videos[0] - videos[2]).mean() < 0.5
+
+
+@pytest.mark.parametrize(("fps", "frames"), [(30, 36), (10, 12), (1, 1), (60, 72)])
+def test_other_frame_rates(client: TestClient, lisa: str, tmp_path: Path, fps: int, frames: int) -> None:
+    video = tmp_path / "out.mp4"
+    video.write_bytes(say(client, write_sound(tmp_path / "a.wav", tone(1.2), 16000), fps=fps))
+    found = facts(video)
+    assert (found["frames"], found["rate"]) == (frames, Fraction(fps))
+    assert found["audio_seconds"] == pytest.approx(found["video_seconds"], abs=1 / fps)
+
+
+def test_silence_is_speech_too(client: TestClient, lisa: str, tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "a.wav", np.zeros((1, 16000), np.float32), 16000)
+    video = tmp_path / "out.mp4"
+    video.write_bytes(say(client, sound))
+    assert facts(video)["frames"] == 25
+
+
+def test_files_of_the_media_folder_serve_as_input(
+    client: TestClient, lisa: str, settings: Settings, tmp_path: Path
+) -> None:
+    assert settings.media_dir is not None
+    (settings.media_dir / "sub").mkdir(exist_ok=True)
+    write_sound(settings.media_dir / "sub/a.wav", tone(0.4), 16000)
+    response = client.post("/lip_sync", data={"avatar_id": lisa, "audio_path": "sub/a.wav"})
+    assert response.status_code == 200
+    short_clip(settings.media_dir / "clip.mp4", 4)
+    response = client.post("/prepare_avatar", data={"avatar_id": "from-media", "video_path": "clip.mp4"})
+    assert response.status_code == 201
+    assert response.json()["source"] == "clip.mp4"
+    assert client.delete("/avatars/from-media").status_code == 204
+
+
+def test_avatars_are_listed_shown_and_deleted(client: TestClient, lisa: str, clip: Path) -> None:
+    form = {"avatar_id": "short-lived", "version": "v1", "bbox_shift": "5", "fps": "12"}
+    response = client.post("/prepare_avatar", data=form, files={"video": clip.open("rb")})
+    info = response.json()
+    assert (info["frames"], info["frames_without_face"], info["fps"]) == (10, 0, 12)
+    assert (info["width"], info["height"]) == (512, 512)
+    assert (info["parameters"]["version"], info["parameters"]["bbox_shift"]) == ("v1", 5)
+    listed = {a["avatar_id"]: a["state"] for a in client.get("/avatars").json()["avatars"]}
+    assert listed == {lisa: "ready", "short-lived": "ready"}
+    preview = client.get("/avatars/short-lived/preview")
+    assert preview.headers["content-type"] == "image/jpeg"
+    assert preview.content.startswith(b"\xff\xd8\xff")
+    assert client.get("/avatars/short-lived").json()["info"] == info
+    assert client.delete("/avatars/short-lived").status_code == 204
+    for path in ("/avatars/short-lived", "/avatars/short-lived/preview"):
+        assert client.get(path).json()["kind"] == "avatar_not_found"
+    assert client.delete("/avatars/short-lived").status_code == 404
+
+
+def test_an_existing_avatar_is_replaced_only_by_force(client: TestClient, lisa: str, clip: Path) -> None:
+    def prepare(**form: str) -> tuple[int, dict[str, object]]:
+        data = {"avatar_id": "twice", **form}
+        response = client.post("/prepare_avatar", data=data, files={"video": clip.open("rb")})
+        return response.status_code, response.json()
+
+    assert prepare(fps="5")[0] == 201
+    status, body = prepare(fps="10")
+    assert (status, body["kind"]) == (409, "avatar_exists")
+    assert client.get("/avatars/twice").json()["info"]["fps"] == 5
+    assert prepare(fps="10", force="true")[0] == 201
+    assert client.get("/avatars/twice").json()["info"]["fps"] == 10
+    client.delete("/avatars/twice")
+
+
+def test_both_calls_log_twice_with_the_same_numbers_as_the_headers(
+    client: TestClient, lisa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = write_sound(tmp_path / "a.wav", tone(0.4), 16000)
+    written = io.StringIO()
+    (handler,) = (h for h in logging.getLogger().handlers if type(h) is logging.StreamHandler)
+    monkeypatch.setattr(handler, "stream", written)
+    with sound.open("rb") as handle:
+        response = client.post(
+            "/lip_sync",
+            data={"avatar_id": lisa, "batch_size": "4"},
+            files={"audio": ("my voice.wav", handle)},
+            headers={"x-request-id": "call-7"},
+        )
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    received, answered = (line for line in lines if line["event"].startswith("lip_sync"))
+    assert response.headers["x-request-id"] == received["request_id"] == answered["request_id"] == "call-7"
+    assert received["event"] == "lip_sync received"
+    given = {"avatar_id": lisa, "audio": "my voice.wav", "fps": None, "batch_size": 4}
+    assert {name: received[name] for name in given} == given
+    assert (answered["event"], answered["status"], answered["kind"]) == ("lip_sync answered", 200, "ok")
+    stages = dict(part.split("=") for part in response.headers["x-seconds-stages"].split(", "))
+    assert {name: float(seconds) for name, seconds in stages.items()} == answered["stages"]
+    assert list(stages) == ["audio", "features", "faces", "blend", "encode"]
+    assert float(response.headers["x-seconds-total"]) == answered["seconds"] >= sum(answered["stages"].values()) - 0.01
+
+
+def test_nothing_of_a_request_is_left_behind(client: TestClient, lisa: str, settings: Settings, tmp_path: Path) -> None:
+    say(client, write_sound(tmp_path / "a.wav", tone(0.2), 16000))
+    client.post("/lip_sync", data={"avatar_id": lisa}, files={"audio": b"not audio"})
+    assert [list(folder.iterdir()) for folder in settings.work_dir.glob("requests-*")] == [[]]
+
+
+def test_triton_batches_requests_that_run_at_the_same_time(
+    client: TestClient, lisa: str, triton: EmbeddedTriton, tmp_path: Path
+) -> None:
+    import urllib.request
+    from concurrent.futures import ThreadPoolExecutor
+
+    def counters() -> tuple[float, float]:
+        """Frames inferred and batches executed by the UNet."""
+        text = urllib.request.urlopen(triton.metrics_url).read().decode()
+        values = {}
+        for line in text.splitlines():
+            if line.startswith(("nv_inference_count{", "nv_inference_exec_count{")) and 'model="unet"' in line:
+                values[line.split("{")[0]] = float(line.rsplit(" ", 1)[1])
+        return values["nv_inference_count"], values["nv_inference_exec_count"]
+
+    sound = write_sound(tmp_path / "a.wav", tone(1.0), 16000)
+    before = counters()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: say(client, sound, batch_size=1), range(4)))
+    frames, batches = (after - start for after, start in zip(counters(), before, strict=True))
+    assert frames == 4 * 25
+    assert batches < frames  # some held more than the one frame of a request
