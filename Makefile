@@ -1,4 +1,4 @@
-# The two commands of the README are `make demo` and `make test`; `make check` is what CI runs.
+# The two commands of the README: `make demo` and `make test`. Both set up what they need first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +10,12 @@ demo: models
 	$(BIN)/lipserve demo
 
 test: models $(VENV)/dev
-	$(BIN)/python -m pytest
-
-check: models $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+check: test
 
 setup: $(VENV)/setup
 models: setup $(MODELS)

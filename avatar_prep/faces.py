@@ -86,7 +86,7 @@ class FaceFinder:
         side = max(h, w)
         found = self._detect_square(bgr, (w - side) / 2, (h - side) / 2, side)
         if not found:  # small faces: squares of the short side, then of half of it
-            for tile in {min(h, w), min(h, w) // 2}:
+            for tile in (min(h, w), min(h, w) // 2):
                 xs = np.linspace(0, w - tile, int(np.ceil((w - tile) / (tile / 2))) + 1)
                 ys = np.linspace(0, h - tile, int(np.ceil((h - tile) / (tile / 2))) + 1)
                 found = [face for y in ys for x in xs for face in self._detect_square(bgr, x, y, tile)]

@@ -103,7 +103,7 @@ def prepare(
     info = AvatarInfo(
         avatar_id=avatar_id,
         prepared_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        source=source_name or source.name,
+        source=(source_name or source.name).encode(errors="replace").decode(),  # a name on disk may be any bytes
         source_sha256=sha256(source),
         parameters=parameters.model_dump(),
         weights_id=weights_id,

@@ -74,20 +74,25 @@ class StillPictures:
     def _read(self, file: Path) -> U8:
         """uint8 (h, w, 3) BGR, upright, h and w even."""
         hint = "Send a JPEG, PNG or WebP picture."
+        name = f"The picture {file.name}" if len(self._files) > 1 else "The picture"
         try:
             with Image.open(file, formats=PICTURE_FORMATS) as picture:
                 if picture.width * picture.height > self._limits.pixels:
                     raise VideoTooLarge(
-                        f"The picture has {picture.width}×{picture.height} pixels, more than {self._limits.pixels}.",
+                        f"{name} has {picture.width}×{picture.height} pixels, more than {self._limits.pixels}.",
                         "Scale it down first.",
                     )
                 upright = ImageOps.exif_transpose(picture)
                 rgb = np.asarray(upright.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-            raise NotAVideo("The picture cannot be read.", hint) from exc
+        except Image.DecompressionBombError as exc:
+            raise VideoTooLarge(
+                f"{name} has far more than {self._limits.pixels} pixels.", "Scale it down first."
+            ) from exc
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as exc:
+            raise NotAVideo(f"{name} cannot be read.", hint) from exc
         h, w = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2
         if min(h, w) < 16:
-            raise NotAVideo(f"The picture has {w}×{h} pixels, too few to show a face.", hint)
+            raise NotAVideo(f"{name} has {w}×{h} pixels, too few to show a face.", hint)
         return cv2.cvtColor(rgb[:h, :w], cv2.COLOR_RGB2BGR).astype(np.uint8, copy=False)
 
     def __iter__(self) -> Iterator[U8]:

@@ -13,17 +13,19 @@ hidden name and renamed; the one it replaces is kept until the new one stands.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lipserve.colour import U8
 from lipserve.contract import AVATAR_FORMAT, FACE_LATENTS, MAX_FPS
@@ -44,7 +46,7 @@ class AvatarInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = AVATAR_FORMAT
-    avatar_id: str = Field(pattern=AVATAR_ID.pattern)
+    avatar_id: str = Field(pattern=f"^{AVATAR_ID.pattern}$")
     prepared_at: str  # ISO 8601, UTC
     source: str  # what the source was called, for people only
     source_sha256: str
@@ -55,9 +57,16 @@ class AvatarInfo(BaseModel):
     height: int = Field(ge=16, multiple_of=2)
     frames: int = Field(ge=1)
     frames_without_face: int = Field(ge=0)
-    colour_space: int
-    colour_primaries: int
-    colour_transfer: int
+    colour_space: int = Field(ge=0, le=255)
+    colour_primaries: int = Field(ge=0, le=255)
+    colour_transfer: int = Field(ge=0, le=255)
+
+    @field_validator("format")
+    @classmethod
+    def _readable(cls, value: int) -> int:
+        if value != AVATAR_FORMAT:
+            raise ValueError(f"this lipserve reads format {AVATAR_FORMAT}, not {value}")
+        return value
 
     @property
     def tags(self) -> ColourTags:
@@ -70,20 +79,19 @@ class Avatar:
     def __init__(self, folder: Path) -> None:
         try:
             self.info = AvatarInfo.model_validate_json((folder / "avatar.json").read_bytes())
-            if self.info.format != AVATAR_FORMAT:
-                raise ValueError(f"format {self.info.format}, this lipserve reads {AVATAR_FORMAT}")
             shape = (self.info.frames, self.info.height * 3 // 2, self.info.width)
-            if (folder / "frames.yuv").stat().st_size != np.prod(shape):
+            if (folder / "frames.yuv").stat().st_size != math.prod(shape):
                 raise ValueError("frames.yuv has another size than avatar.json says")
             self.frames: U8 = np.memmap(folder / "frames.yuv", np.uint8, "r", shape=shape)
-            self.latents: NDArray[np.float16] = np.load(folder / "latents.npy", mmap_mode="r", allow_pickle=False)
-            self.regions = np.load(folder / "regions.npy", allow_pickle=False)
+            self.latents: NDArray[np.float16] = _load(folder / "latents.npy")
+            self.regions = np.array(_load(folder / "regions.npy"))
+            if not (folder / "masks.u8").stat().st_size:
+                raise ValueError("masks.u8 is empty")
             self.masks: U8 = np.memmap(folder / "masks.u8", np.uint8, "r")
             self._check()
-        except (OSError, ValueError, ValidationError, EOFError) as exc:
-            reason = str(exc).splitlines()[0]
+        except (OSError, ValueError) as exc:
             raise AvatarDamaged(
-                f"The stored avatar {folder.name!r} is damaged ({reason}).", "Prepare it again with force=true."
+                f"The stored avatar {folder.name!r} is damaged ({_reason(exc)}).", "Prepare it again with force=true."
             ) from exc
 
     def _check(self) -> None:
@@ -105,10 +113,12 @@ class Avatar:
             and (region[:, :2] < region[:, 2:]).all()
             and (region % 2 == 0).all()
             and (start >= 0).all()
-            and (start + widths * heights <= self.masks.size).all()
+            and (start <= self.masks.size - widths * heights).all()
         )
-        if not inside or n - len(used) != self.info.frames_without_face:
+        if not inside:
             raise ValueError("regions.npy points outside the frames or the masks")
+        if n - len(used) != self.info.frames_without_face:
+            raise ValueError(f"regions.npy has {n - len(used)} frames without a face, avatar.json has another number")
 
     def index(self, frame: int, fps: int) -> int:
         """Which stored frame output frame `frame` at `fps` shows: forward, then backward, at the avatar's own pace."""
@@ -122,6 +132,26 @@ class Avatar:
         x1, y1, x2, y2 = record["region"]
         start, size = int(record["mask_start"]), int(x2 - x1) * int(y2 - y1)
         return self.masks[start : start + size].reshape(y2 - y1, x2 - x1)
+
+
+def _load(file: Path) -> NDArray[Any]:
+    """An .npy file, memory-mapped and read-only. Raises OSError or ValueError."""
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as exc:  # of a damaged header numpy makes SyntaxError, TokenError, TypeError and more
+        raise ValueError(f"{file.name}: {exc}") from exc
+
+
+def _reason(exc: OSError | ValueError) -> str:
+    """What is wrong, in one line, without the folder's path."""
+    if isinstance(exc, ValidationError):
+        first = exc.errors()[0]
+        return ": ".join(["avatar.json", *(str(part) for part in first["loc"]), first["msg"]])
+    if isinstance(exc, OSError) and exc.filename:
+        return f"{Path(exc.filename).name}: {exc.strerror}"
+    return str(exc).split("\n")[0]
 
 
 class AvatarStore:
@@ -212,13 +242,18 @@ class AvatarStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def recover(self) -> None:
-        """Put back what a process killed between the two renames of `_publish` had set aside. Called at start-up."""
-        for replaced in self.root.glob(".replaced-*"):
-            target = self.root / replaced.name.removeprefix(".replaced-")
-            if target.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-            else:
-                replaced.rename(target)
+        """Put back what a process killed between the two renames of `_publish` had set aside, and clear up after it.
+
+        Called at start-up; what another process is at work on is left alone.
+        """
+        for leftover in [*self.root.glob(".replaced-*"), *self.root.glob(".draft-*")]:
+            kind, avatar_id = leftover.name.split("-", 1)
+            target = self.root / avatar_id
+            with suppress(AvatarBusy), _lock(self.root / f".lock-{avatar_id}", avatar_id):
+                if kind == ".replaced" and leftover.exists() and not target.exists():
+                    leftover.rename(target)
+                else:
+                    shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self.root.glob(".deleted-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -251,9 +286,9 @@ def require_space(folder: Path, needed: int) -> None:
 def sha256(path: Path) -> str:
     """Of a file, or of the names and contents of a folder's files."""
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
         if path.is_dir():
-            digest.update(file.name.encode())
+            digest.update(os.fsencode(file.name))
         with file.open("rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)

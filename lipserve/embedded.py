@@ -199,7 +199,7 @@ class EmbeddedTriton:
                 pass
             if self._stopping.is_set():
                 break
-            self._remove_shared_memory()
+            self._clean_up_after(self._process)
             failures = 1 if time.monotonic() - started > STABLE_AFTER else failures + 1
             delay = RESTART_DELAYS[min(failures, len(RESTART_DELAYS)) - 1]
             log.error("tritonserver ended with %s; starting it again in %s s", self._process.returncode, delay)
@@ -217,10 +217,13 @@ class EmbeddedTriton:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._remove_shared_memory()
+        self._clean_up_after(process)
 
-    def _remove_shared_memory(self) -> None:
-        """A killed Python backend leaves its regions behind."""
+    def _clean_up_after(self, process: subprocess.Popen[bytes]) -> None:
+        """What a killed server leaves: stubs that wait for it for ever, if it died in the middle of a request, and
+        their shared memory. The server is gone, so its process group holds nothing but its stubs."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
             region.unlink(missing_ok=True)
 

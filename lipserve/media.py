@@ -4,6 +4,7 @@ Everything read here comes from outside: only the demuxers listed below may open
 file, and sizes are checked before pictures are decoded. Time is integer: a frame's pts is its index, in units of 1/fps.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,13 +32,16 @@ from lipserve.errors import (
 # Self-contained formats only: no playlist, no concatenation script, nothing that names other files.
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,wav,w64,aiff,mp3,flac,ogg,aac,amr,asf,caf"
 OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+JITTER = 0.05  # ticks: halfway between two, a frame takes the earlier one, also where times are rounded to milliseconds
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 AAC_BIT_RATE = 192_000
+PROBED_PIXELS = 2**22  # FFmpeg decodes pictures while it opens a file; of a sound's file, no larger ones than this,
+FAR_TOO_LARGE = 4  # and of a video's file none of this many times the allowed pixels
 MAX_DAMAGED_PACKETS = 0.02  # share of a sound's packets that may fail to decode; an MP3 cut anywhere begins with one
 
 # ISO/IEC 23091-2 matrix coefficients, as in AVColorSpace; 2 is "unspecified", which decoders read as BT.601.
 _MATRICES: dict[int, Matrix] = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
-UNSPECIFIED = 2
+RGB, UNSPECIFIED = 0, 2
 
 
 @dataclass(frozen=True)
@@ -65,25 +69,30 @@ class Sound:
         return float(self.samples.shape[1] / self.rate)
 
 
+def _open(path: Path, max_pixels: int) -> Any:
+    """Tags in any encoding. Raises av.FFmpegError or ValueError."""
+    options = OPEN_OPTIONS | {"max_pixels": str(max_pixels)}
+    return av.open(str(path.absolute()), options=options, metadata_errors="replace")
+
+
 def read_sound(path: Path, max_seconds: float) -> Sound:
-    """The first audio stream of any media file; more than two channels are mixed down to stereo.
+    """The first audio stream of any media file; more than two channels are mixed down to stereo, peaks are clipped.
 
     Raises NotAudio, AudioDamaged or AudioTooLong.
     """
     hint = "Send speech as WAV, MP3, M4A, OGG or FLAC, or a video with a sound track."
     try:
-        container = av.open(str(path), options=OPEN_OPTIONS)
+        container = _open(path, PROBED_PIXELS)
     except (av.FFmpegError, ValueError) as exc:
         raise NotAudio("The file is not a media file that can be read.", hint) from exc
     with container:
         if not container.streams.audio:
             raise NotAudio("The file has no audio stream.", hint)
         stream = container.streams.audio[0]
-        if not stream.rate or not stream.codec_context or not stream.channels:
+        if not stream.codec_context or not stream.rate or not stream.channels:
             raise NotAudio("The file's audio stream has no readable format.", hint)
-        layout = "mono" if stream.channels == 1 else "stereo"
         rate = int(stream.rate)
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        planar = _PlanarFloat("mono" if stream.channels == 1 else "stereo", rate)
         blocks: list[NDArray[Any]] = []
         samples = packets = damaged = 0
         try:
@@ -95,19 +104,41 @@ def read_sound(path: Path, max_seconds: float) -> Sound:
                     damaged += 1
                     continue
                 for frame in decoded:
-                    blocks += [block.to_ndarray() for block in resampler.resample(frame)]
+                    blocks += planar.convert(frame)
                     samples += frame.samples
                 if samples > max_seconds * rate:
                     raise AudioTooLong(f"The audio is longer than {max_seconds:g} seconds.", "Send it in parts.")
-            blocks += [block.to_ndarray() for block in resampler.resample(None)]
+            blocks += planar.rest()
         except (av.FFmpegError, ValueError) as exc:
             raise AudioDamaged(f"The audio cannot be decoded after {samples / rate:.2f} s.", hint) from exc
     if damaged > max(2, MAX_DAMAGED_PACKETS * packets):
         raise AudioDamaged(f"{damaged} of the audio's {packets} packets cannot be decoded.", hint)
     if not blocks:
         raise NotAudio("The audio stream is empty.", hint)
-    joined = np.concatenate(blocks, axis=1)
-    return Sound(np.nan_to_num(joined, nan=0.0, posinf=1.0, neginf=-1.0).astype(np.float32, copy=False), rate)
+    joined = np.nan_to_num(np.concatenate(blocks, axis=1), nan=0.0)
+    return Sound(np.clip(joined, -1, 1).astype(np.float32, copy=False), rate)
+
+
+class _PlanarFloat:
+    """Turns decoded frames into float32 (channels, samples) of one layout and rate, though theirs change midway."""
+
+    def __init__(self, layout: str, rate: int) -> None:
+        self._layout, self._rate = layout, rate
+        self._source: tuple[str, str, int] | None = None
+        self._resampler: Any = None
+
+    def convert(self, frame: Any) -> list[NDArray[np.float32]]:
+        source = (frame.format.name, frame.layout.name, frame.sample_rate)
+        before = self.rest() if source != self._source else []
+        if self._resampler is None:
+            self._source = source
+            self._resampler = av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
+        return before + [block.to_ndarray() for block in self._resampler.resample(frame)]
+
+    def rest(self) -> list[NDArray[np.float32]]:
+        """What is still inside."""
+        resampler, self._resampler = self._resampler, None
+        return [block.to_ndarray() for block in resampler.resample(None)] if resampler is not None else []
 
 
 class VideoReader:
@@ -123,7 +154,7 @@ class VideoReader:
     def __init__(self, path: Path, fps: int, max_seconds: float, max_pixels: int) -> None:
         self._fps, self._max_seconds, self._max_pixels = fps, max_seconds, max_pixels
         try:
-            self._container = av.open(str(path), options=OPEN_OPTIONS)
+            self._container = _open(path, FAR_TOO_LARGE * max_pixels)
         except (av.FFmpegError, ValueError) as exc:
             raise NotAVideo("The file is not a video that can be read.", self._HINT) from exc
         try:
@@ -138,21 +169,25 @@ class VideoReader:
             raise NotAVideo("The file has no video stream.", self._HINT)
         self._stream = streams[0]
         codec = self._stream.codec_context
+        if not codec.width or not codec.height:
+            limit = self._max_pixels
+            raise NotAVideo(f"The frames' size is not to be read, or far more than {limit} pixels.", self._HINT)
         if codec.width * codec.height > self._max_pixels:
             raise VideoTooLarge(
                 f"Frames of {codec.width}×{codec.height} are more than {self._max_pixels} pixels.",
                 "Scale the video down first.",
             )
-        if (seconds := (self._container.duration or 0) / av.time_base) > self._max_seconds + 1:
-            raise self._too_long(seconds)
+        if self._duration > self._max_seconds + 1:
+            raise self._too_long(self._duration)
         self._stream.thread_type = "AUTO"
+        codec.options = {"max_pixels": str(FAR_TOO_LARGE * self._max_pixels)}
         self._frames = self._decode()
         first = next(self._frames, None)
         if first is None:
             raise NotAVideo("The video has no frames.", self._HINT)
         self._first = first
         self.tags = ColourTags(int(first.colorspace), int(first.color_primaries), int(first.color_trc))
-        if first.format.is_rgb:
+        if first.format.is_rgb or self.tags.space == RGB:
             self.tags = ColourTags(space=6)
         rows, self.width = self._picture(first).shape
         self.height = rows * 2 // 3
@@ -165,31 +200,41 @@ class VideoReader:
     @property
     def expected_frames(self) -> int | None:
         """A guess, for progress bars."""
-        duration = self._container.duration
-        return round(duration / av.time_base * self._fps) if duration else None
+        return round(self._duration * self._fps) or None
+
+    @property
+    def _duration(self) -> float:
+        """Seconds, as the file says, 0 if it does not. The file's own duration may be that of a longer sound."""
+        duration, time_base = self._stream.duration, self._stream.time_base
+        return float(duration * time_base) if duration else (self._container.duration or 0) / av.time_base
 
     def _decode(self) -> Iterator[Any]:
-        packets, end, start = 0, 0.0, None
+        packets, end, last, start = 0, 0.0, 0.0, None
         try:
             for packet in self._container.demux(self._stream):
                 packets += bool(packet.size)
                 for frame in packet.decode():
                     time = frame.time if frame.time is not None else end
                     start = time if start is None else start
-                    end = max(end, time)
-                    if end - start > self._max_seconds:
+                    last = self._seconds(frame)
+                    end = max(end, time + last)
+                    if time - start > self._max_seconds or end - start > self._max_seconds + 1:
                         raise self._too_long(end - start)
                     yield frame
         except (av.FFmpegError, ValueError) as exc:
             kind = VideoDamaged if packets else NotAVideo
             raise kind(f"The video cannot be decoded after {end:.2f} s.", self._HINT) from exc
-        if packets < self._stream.frames:
+        # An edit list leaves frames out, so fewer of them are a loss only if the end is missing too.
+        if packets < self._stream.frames and end - (start or 0.0) < self._duration - 1.5 * last:
             raise VideoDamaged(
                 f"The video is cut off: {packets} of {self._stream.frames} frames are there.", self._HINT
             )
-        seconds = (self._container.duration or 0) / av.time_base
-        if start is not None and end - start < 0.9 * seconds - 1:
-            raise VideoDamaged(f"The video is cut off: it ends at {end:.1f} of {seconds:.1f} s.", self._HINT)
+        if start is not None and end - start < 0.9 * self._duration - 1:
+            raise VideoDamaged(f"The video is cut off: it ends at {end:.1f} of {self._duration:.1f} s.", self._HINT)
+
+    def _seconds(self, frame: Any) -> float:
+        """How long a frame is shown."""
+        return float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / self._fps
 
     def _picture(self, frame: Any) -> U8:
         """One decoded frame to I420, upright."""
@@ -214,15 +259,14 @@ class VideoReader:
         for frame in self._chain():
             time = frame.time if frame.time is not None else end
             start = time if start is None else start
-            tick = round((time - start) * self._fps)
+            tick = math.ceil((time - start) * self._fps - 0.5 - JITTER)
             while current is not None and emitted < tick:
                 yield current
                 emitted += 1
             current = self._picture(frame)
             if current.shape != (self.height * 3 // 2, self.width):
                 raise VideoDamaged("The picture size changes in the middle of the video.", self._HINT)
-            duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / self._fps
-            end = time + duration
+            end = time + self._seconds(frame)
         last = max(emitted + 1, round((end - (start or 0.0)) * self._fps))
         while current is not None and emitted < last:
             yield current

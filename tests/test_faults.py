@@ -91,8 +91,10 @@ def test_triton_killed_in_the_middle_is_a_503_and_comes_back(running: Service, s
     request.start()
     wait_for(lambda: len(log_lines(running, "lip_sync received")) > seen, 20)
     time.sleep(1.0)  # into the work
+    stubs = running.children()
     os.kill(running.triton_pid(), signal.SIGKILL)
     request.join(60)
+    wait_for(lambda: not any(is_running(pid) for pid in stubs), 20)
     (answer,) = answers
     assert answer.status_code == 503
     assert answer.json()["kind"] == "triton_unavailable"
