@@ -25,7 +25,6 @@ from lipserve.colour import U8
 from lipserve.contract import MAX_BATCH_SIZE, MAX_FPS, MIN_FPS
 from lipserve.errors import (
     AvatarDamaged,
-    AvatarExists,
     AvatarNotFound,
     AvatarOutdated,
     Cancelled,
@@ -112,7 +111,7 @@ class Engine:
         source_name: str | None = None,
         watch: Stopwatch | None = None,
     ) -> AvatarInfo:
-        """Make and store an avatar; it appears whole, or not at all."""
+        """Make and store an avatar; it appears whole, or not at all. Raises AvatarExists without `force`."""
         watch = watch or Stopwatch()
 
         def report(stage: str, done: int, total: int | None) -> None:
@@ -120,10 +119,6 @@ class Engine:
             watch.lap(stage)
             progress(stage, done, total)
 
-        if self.store.exists(avatar_id) and not force:
-            raise AvatarExists(
-                f"The avatar {avatar_id!r} exists already.", "Choose another id, or replace it with force=true."
-            )
         weights_id = self._weights_id()
         limits = Limits(self._settings.max_video_seconds, self._settings.max_frame_pixels)
         with self.store.writing(avatar_id, force) as draft:

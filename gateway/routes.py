@@ -11,7 +11,7 @@ import structlog
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
-from starlette.background import BackgroundTask
+from starlette.types import Receive, Scope, Send
 
 from avatar_prep.masks import ParsingMode
 from avatar_prep.prepare import checked_parameters
@@ -127,7 +127,7 @@ async def prepare_avatar(
 
     logged = {"avatar_id": avatar_id, "video": name, **given, "force": force}
     info, headers, folder = await _logged_job(request, "prepare_avatar", logged, request.app.state.preparations, job)
-    await anyio.to_thread.run_sync(_remove, folder)
+    await _remove(folder)
     response.headers.update(headers)
     return info
 
@@ -166,18 +166,22 @@ async def lip_sync(
         "audio_padding_length_left": audio_padding_length_left,
         "audio_padding_length_right": audio_padding_length_right,
     }
-    output, headers, folder = await _logged_job(request, "lip_sync", logged, request.app.state.syncs, job)
-    return FileResponse(
-        output,
-        media_type="video/mp4",
-        filename=f"{avatar_id}.mp4",
-        headers=headers,
-        background=BackgroundTask(_remove, folder),
-    )
+    output, headers, _ = await _logged_job(request, "lip_sync", logged, request.app.state.syncs, job)
+    return ResultResponse(output, media_type="video/mp4", filename=f"{avatar_id}.mp4", headers=headers)
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+class ResultResponse(FileResponse):
+    """A finished video; its folder is removed when it has been sent, or when nobody takes it any more."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await _remove(Path(self.path).parent)
+
+
+async def _remove(folder: Path) -> None:
+    await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _summary(engine: Engine, avatar_id: str) -> AvatarSummary:

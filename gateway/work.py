@@ -6,6 +6,7 @@ The event loop only waits here. A client that goes away, or a server that shuts 
 import asyncio
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -33,9 +34,8 @@ class Scratch:
         self._root.mkdir(parents=True)
 
     def folder(self, request_id: str) -> Path:
-        folder = self._root / request_id
-        folder.mkdir()
-        return folder
+        """Empty and the request's own, even if two requests come with the same id."""
+        return Path(tempfile.mkdtemp(dir=self._root, prefix=f"{request_id}-"))
 
     def close(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)

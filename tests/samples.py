@@ -85,3 +85,63 @@ def facts(file: Path) -> dict[str, object]:
             audio = container.streams.audio[0]
             out |= {"audio_codec": audio.codec_context.name, "audio_seconds": float(audio.duration * audio.time_base)}
     return out
+
+
+def numbered(count: int, size: tuple[int, int] = (64, 48)) -> list[U8]:
+    """Flat grey pictures, whose brightness is their number."""
+    width, height = size
+    pictures = [np.full((height * 3 // 2, width), 128, np.uint8) for _ in range(count)]
+    for index, picture in enumerate(pictures):
+        picture[:height] = 20 + 2 * index
+    return pictures
+
+
+def number(picture: U8) -> int:
+    return round((int(picture[0, 0]) - 20) / 2)
+
+
+def write_video(
+    file: Path,
+    frames: list[av.VideoFrame],
+    pts: list[int] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    codec: str = "libx264",
+    aspect: Fraction | None = None,
+    space: int = 2,
+) -> Path:
+    """Any frames at any times into any container, which follows the file's suffix."""
+    first = frames[0]
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=1 / time_base)
+        stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
+        stream.time_base = stream.codec_context.time_base = time_base
+        stream.codec_context.color_range, stream.codec_context.colorspace = first.color_range, space
+        if codec == "libx264":
+            stream.options = {"qp": "1", "bf": "0"}
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for frame, time in zip(frames, pts or range(len(frames)), strict=True):
+            frame.pts, frame.time_base = time, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file
+
+
+def frames_of(pictures: list[U8]) -> list[av.VideoFrame]:
+    return [av.VideoFrame.from_ndarray(picture, format="yuv420p") for picture in pictures]
+
+
+def flat_frame(size: tuple[int, int], pixel_format: str, values: tuple[int, ...], full_range: bool) -> av.VideoFrame:
+    """One colour: a sample value for each plane, in the pixel format's own depth."""
+    frame = av.VideoFrame(*size, pixel_format)
+    for plane, value in zip(frame.planes, values, strict=True):
+        wide = "10" in pixel_format
+        plane.update(np.full(plane.buffer_size // (2 if wide else 1), value, np.uint16 if wide else np.uint8).tobytes())
+    frame.color_range = 2 if full_range else 1
+    return frame
+
+
+def smooth(width: int, height: int) -> U8:
+    """uint8 (h, w, 3) BGR without edges: every colour channel a slope of its own."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return np.stack([40 + 160 * x, 220 - 150 * y, 60 + 90 * x + 80 * y], axis=-1).round().astype(np.uint8)

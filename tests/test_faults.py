@@ -129,6 +129,26 @@ def test_a_client_that_leaves_a_preparation_leaves_no_avatar(
     assert not list(own_settings.avatars_dir.glob(".draft*"))
 
 
+def test_a_client_that_leaves_the_download_leaves_no_file(
+    running: Service, own_settings: Settings, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.2, (2, 480_000))
+    sound = write_sound(tmp_path / "noise.wav", noise.astype(np.float32), 48000)
+    request = httpx.Request(
+        "POST",
+        f"{running.http.base_url}/lip_sync",
+        data={"avatar_id": "lisa", "fps": "5"},
+        files={"audio": sound.read_bytes()},
+    )
+    request.read()
+    head = f"POST /lip_sync HTTP/1.1\r\nHost: x\r\nContent-Type: {request.headers['content-type']}\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.sendall(f"{head}Content-Length: {len(request.content)}\r\n\r\n".encode() + request.content)
+        assert s.recv(64).startswith(b"HTTP/1.1 200 OK")
+    wait_for(lambda: all(not list(f.iterdir()) for f in own_settings.work_dir.glob("requests-*")), 10)
+
+
 def test_ctrl_c_ends_everything_cleanly(own_settings: Settings, tmp_path: Path, running: Service) -> None:
     with service(own_settings, tmp_path / "up.log", work_dir=tmp_path / "work") as up:
         family = up.children()
