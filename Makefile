@@ -17,7 +17,7 @@ test: models $(VENV)/dev
 
 check: test
 
-setup: $(VENV)/setup
+setup: models/tritonserver/wheel.sha256
 models: setup $(MODELS)
 
 # pip is a dependency of `lipserve setup`, so a virtual environment of venv's own kind is made.
@@ -30,11 +30,11 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	touch $@
 
-$(VENV)/setup: $(VENV)/installed lipserve/fetch.py
+models/tritonserver/wheel.sha256: lipserve/fetch.py | $(VENV)/installed
 	$(BIN)/lipserve setup
 	touch $@
 
-$(MODELS): $(wildcard export/*.py) lipserve/contract.py | $(VENV)/setup
+$(MODELS): $(wildcard export/*.py) lipserve/contract.py | setup
 	$(BIN)/python -m export --target cpu --profile demo
 
 clean:

@@ -23,6 +23,7 @@ MESH_POINTS = 468
 MESH_MARGIN = 1.5  # the mesh's crop is the face box grown by this
 MIN_SCORE = 0.5
 MIN_PRESENCE = 0.5
+MAX_ZOOM = 8  # the picture's long side over that of the smallest square looked at; keeps narrow strips cheap
 MAX_OVERLAP = 0.3  # of two detections of different faces, intersection over union
 
 
@@ -87,6 +88,8 @@ class FaceFinder:
         found = self._detect_square(bgr, (w - side) / 2, (h - side) / 2, side)
         if not found:  # small faces: squares of the short side, then of half of it
             for tile in (min(h, w), min(h, w) // 2):
+                if tile * MAX_ZOOM < side:
+                    break
                 xs = np.linspace(0, w - tile, int(np.ceil((w - tile) / (tile / 2))) + 1)
                 ys = np.linspace(0, h - tile, int(np.ceil((h - tile) / (tile / 2))) + 1)
                 found = [face for y in ys for x in xs for face in self._detect_square(bgr, x, y, tile)]
@@ -101,8 +104,11 @@ class FaceFinder:
     def _detect_square(self, bgr: U8, x: float, y: float, side: float) -> list[Face]:
         """In one square of the picture, which may reach past it (black there)."""
         scale = DETECTOR_SIZE / side
-        affine = np.array([[scale, 0, -x * scale], [0, scale, -y * scale]])
-        square = cv2.warpAffine(bgr, affine, (DETECTOR_SIZE, DETECTOR_SIZE), flags=cv2.INTER_AREA)
+        h, w = bgr.shape[:2]
+        small_size = (max(1, round(w * scale)), max(1, round(h * scale)))
+        small = cv2.resize(bgr, small_size, interpolation=cv2.INTER_AREA)  # warpAffine alone would alias
+        affine = np.array([[scale * w / small_size[0], 0, -x * scale], [0, scale * h / small_size[1], -y * scale]])
+        square = cv2.warpAffine(small, affine, (DETECTOR_SIZE, DETECTOR_SIZE))
         rgb = cv2.cvtColor(square, cv2.COLOR_BGR2RGB).astype(np.float32) / 127.5 - 1
         outputs = self._run(self._detector, rgb)
         boxes = next(o for o in outputs if o.shape[-1] == 16)[0].astype(np.float64) / DETECTOR_SIZE

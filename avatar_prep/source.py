@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lipserve.colour import U8
 from lipserve.errors import NotAVideo, VideoTooLarge
-from lipserve.media import ColourTags, VideoReader, bgr_to_i420
+from lipserve.media import MAX_SIDE, ColourTags, VideoReader, bgr_to_i420
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # RIFF: also WAV and AVI, told apart by Pillow
@@ -46,6 +46,9 @@ def open_source(path: Path, fps: int, limits: Limits) -> AbstractContextManager[
     """Raises NotAVideo, VideoDamaged or VideoTooLarge."""
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        root = path.resolve()
+        if strangers := [p.name for p in files if p.resolve().parent != root]:
+            raise NotAVideo(f"{strangers[0]} is a link out of its folder.", "Put the pictures themselves there.")
         if not files:
             raise NotAVideo(f"The folder {path.name!r} is empty.", "Put JPEG, PNG or WebP pictures into it.")
         if len(files) > limits.seconds * fps:
@@ -56,6 +59,17 @@ def open_source(path: Path, fps: int, limits: Limits) -> AbstractContextManager[
     if start.startswith(_PICTURE_STARTS) and (not start.startswith(b"RIFF") or start[8:] == b"WEBP"):
         return nullcontext(StillPictures([path], limits))
     return VideoReader(path, fps, limits.seconds, limits.pixels)
+
+
+def _to_rgb(picture: Image.Image) -> U8:
+    """uint8 (h, w, 3) RGB; 16-bit grey is scaled, transparent parts are white."""
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture, np.float64) / 257
+        return np.repeat(np.clip(np.round(grey), 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.asarray(picture.convert("RGB"))
 
 
 class StillPictures:
@@ -77,13 +91,19 @@ class StillPictures:
         name = f"The picture {file.name}" if len(self._files) > 1 else "The picture"
         try:
             with Image.open(file, formats=PICTURE_FORMATS) as picture:
+                if max(picture.size) > MAX_SIDE:
+                    raise VideoTooLarge(
+                        f"{name} is {picture.width}×{picture.height}, over {MAX_SIDE} on a side.",
+                        "Scale it down first.",
+                    )
                 if picture.width * picture.height > self._limits.pixels:
                     raise VideoTooLarge(
                         f"{name} has {picture.width}×{picture.height} pixels, more than {self._limits.pixels}.",
                         "Scale it down first.",
                     )
-                upright = ImageOps.exif_transpose(picture)
-                rgb = np.asarray(upright.convert("RGB"))
+                if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:  # MPO: JPEG with a depth map, say
+                    raise NotAVideo(f"{name} is an animation.", "Send it as a video, or send one picture.")
+                rgb = _to_rgb(ImageOps.exif_transpose(picture))
         except Image.DecompressionBombError as exc:
             raise VideoTooLarge(
                 f"{name} has far more than {self._limits.pixels} pixels.", "Scale it down first."

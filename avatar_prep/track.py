@@ -1,7 +1,8 @@
 """Chooses, in a clip with any number of faces, the one that speaks: the largest, followed through the clip.
 
 Detections of neighbouring frames that overlap are one track; the track with the largest summed area wins. A face that
-is away for a while is picked up again where it was lost; another person is never taken for it.
+is away for a while is picked up again where it was lost; faces elsewhere are never taken for it. Who a face is, nobody
+looks at: after a cut, somebody in the same place is the same face.
 """
 
 from collections.abc import Sequence

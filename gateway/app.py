@@ -15,12 +15,12 @@ from starlette.exceptions import HTTPException
 
 import lipserve
 from gateway import logs
-from gateway.body_limit import BodyLimit, BodyTooLarge
+from gateway.body_limit import BodyLimit, BodyRefused
 from gateway.engine import Engine
 from gateway.request_id import RequestId
 from gateway.routes import router
 from gateway.work import Scratch, Workers
-from lipserve.errors import InvalidParameter, LipserveError
+from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, UploadStalled
 from lipserve.settings import Settings
 
 DEFAULT_TRITON_URL = "127.0.0.1:8001"
@@ -78,6 +78,9 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
                 log.warning("not ready: %s", exc)
             last = str(exc)
             await asyncio.sleep(WARM_UP_RETRY)
+        except Exception:
+            log.exception("warming up failed unexpectedly")
+            await asyncio.sleep(WARM_UP_RETRY)
         else:
             app.state.warm = True
             log.info("ready, Triton at %s", engine.triton.url)
@@ -86,24 +89,33 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
 
 def _answer_error(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, LipserveError)
-    body = {"kind": exc.kind, "message": exc.message, "hint": exc.hint, "request_id": request.state.request_id}
-    headers = {"retry-after": str(exc.retry_after)} if exc.retry_after is not None else None
-    return JSONResponse(body, exc.status, headers)
+    return _error(request, exc.status, exc.kind, exc.message, exc.hint, exc.retry_after)
+
+
+def _error(
+    request: Request, status: int, kind: str, message: str, hint: str, retry_after: int | None = None
+) -> JSONResponse:
+    """Logged here too, unless the job that failed has logged its answer."""
+    state = request.state
+    headers = {"x-request-id": state.request_id, **getattr(state, "seconds_headers", {})}
+    if retry_after is not None:
+        headers["retry-after"] = str(retry_after)
+    if status in (UploadStalled.status, PayloadTooLarge.status):
+        headers["connection"] = "close"  # or the rest of the body would still be read
+    if not hasattr(state, "seconds_headers"):
+        log.info("%s %s refused: %s %s: %s", request.method, request.url.path[:200], status, kind, message[:500])
+    return JSONResponse(
+        {"kind": kind, "message": message, "hint": hint, "request_id": state.request_id}, status, headers
+    )
 
 
 def _answer_http_error(request: Request, exc: Exception) -> JSONResponse:
     """Unknown paths and methods, and forms that cannot be parsed."""
     assert isinstance(exc, HTTPException)
-    if isinstance(exc, BodyTooLarge):
+    if isinstance(exc, BodyRefused):
         return _answer_error(request, exc.error)
     kind = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "bad_request")
-    body = {
-        "kind": kind,
-        "message": str(exc.detail),
-        "hint": "See /docs for the API.",
-        "request_id": request.state.request_id,
-    }
-    return JSONResponse(body, exc.status_code, exc.headers)
+    return _error(request, exc.status_code, kind, str(exc.detail), "See /docs for the API.")
 
 
 def _answer_invalid(request: Request, exc: Exception) -> JSONResponse:

@@ -4,27 +4,32 @@ from collections import OrderedDict
 from threading import Lock
 
 from lipserve.avatar import Avatar, AvatarStore
+from lipserve.errors import AvatarNotFound
 
 
 class AvatarCache:
-    """Safe to use from several threads. An avatar that was prepared anew is opened anew."""
+    """Safe to use from several threads. An avatar that was prepared anew, or touched, is opened anew."""
 
     def __init__(self, store: AvatarStore, size: int) -> None:
         self._store, self._size = store, size
-        self._open: OrderedDict[str, tuple[tuple[int, int], Avatar]] = OrderedDict()
+        self._open: OrderedDict[str, Avatar] = OrderedDict()
         self._lock = Lock()
 
     def get(self, avatar_id: str) -> Avatar:
         """Raises InvalidAvatarId, AvatarNotFound or AvatarDamaged."""
-        version = self._store.version(avatar_id)
+        try:
+            version = self._store.version(avatar_id)
+        except AvatarNotFound:
+            self.forget(avatar_id)
+            raise
         with self._lock:
-            entry = self._open.get(avatar_id)
-            if entry is not None and entry[0] == version:
+            avatar = self._open.get(avatar_id)
+            if avatar is not None and avatar.version == version:
                 self._open.move_to_end(avatar_id)
-                return entry[1]
+                return avatar
         avatar = self._store.open(avatar_id)
         with self._lock:
-            self._open[avatar_id] = (version, avatar)
+            self._open[avatar_id] = avatar
             self._open.move_to_end(avatar_id)
             while len(self._open) > self._size:
                 self._open.popitem(last=False)

@@ -114,6 +114,8 @@ class Engine:
         """Make and store an avatar; it appears whole, or not at all. Raises AvatarExists without `force`."""
         watch = watch or Stopwatch()
 
+        watch.lap("queue")
+
         def report(stage: str, done: int, total: int | None) -> None:
             _require_wanted(cancelled)
             watch.lap(stage)
@@ -134,7 +136,7 @@ class Engine:
                 report,
                 source_name,
             )
-        self.avatars.forget(avatar_id)
+        watch.lap("store")
         return info
 
     # -- lip-sync -----------------------------------------------------------------------------------------------------
@@ -150,10 +152,11 @@ class Engine:
     ) -> SyncResult:
         """Write the mp4 in which the avatar says what is in `audio`."""
         watch = watch or Stopwatch()
+        watch.lap("queue")
         avatar = self._open(request.avatar_id)
         fps = request.fps or avatar.info.fps
         with watch.stage("audio"):
-            sound = playable(read_sound(audio, self._settings.max_audio_seconds))
+            sound = read_sound(audio, self._settings.max_audio_seconds)
             waveform = speech(sound)
             frames = frame_count(waveform, fps)
         with watch.stage("features"):
@@ -163,7 +166,7 @@ class Engine:
         draft = output.with_name(f".{output.name}.part")
         try:
             with (
-                self._writer(draft, avatar, fps, sound) as video,
+                self._writer(draft, avatar, fps, playable(sound)) as video,
                 closing(self._faces(avatar, heard, frames, request.batch_size, watch)) as faces,
             ):
                 for index, face in faces:
@@ -173,6 +176,8 @@ class Engine:
                     with watch.stage("encode"):
                         video.write(picture)
                     progress("render", video.frames, frames)
+                with watch.stage("finish"):
+                    video.finish()
             draft.replace(output)
         finally:
             draft.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ALLOWED = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ALLOWED = re.compile(r"[A-Za-z0-9._:=+/@-]{1,128}")
 
 
 class RequestId:

@@ -1,7 +1,9 @@
 """The endpoints. Each reads its parameters, logs them, hands the job to a worker, and logs the answer."""
 
+import errno
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +23,7 @@ from gateway.inputs import display_name, take_input
 from gateway.timing import Stopwatch
 from gateway.work import Workers
 from lipserve.avatar import AvatarInfo
-from lipserve.errors import AvatarDamaged, LipserveError
+from lipserve.errors import AvatarDamaged, AvatarNotFound, InvalidParameter, LipserveError, StorageFull
 
 T = TypeVar("T")
 router = APIRouter()
@@ -58,32 +60,56 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _seconds_headers(watch: Stopwatch) -> dict[str, str]:
-    stages = ", ".join(f"{name}={seconds:.3f}" for name, seconds in watch.stages.items())
-    return {"x-seconds-total": f"{watch.total:.3f}", "x-seconds-stages": stages}
-
-
 async def _logged_job(
     request: Request,
     what: str,
     parameters: Mapping[str, Any],
     workers: Workers,
+    check: Callable[[], None],
     job: Callable[[Path, Event, Stopwatch], T],
-) -> tuple[T, dict[str, str], Path]:
-    """Logs arrival and answer around a job in a worker; returns its result, the timing headers and its folder."""
-    log.info(f"{what} received", **parameters)
+) -> tuple[T, Path]:
+    """Logs arrival and answer around a job in a worker; returns its result and its folder.
+
+    `check` is quick and comes first: what is wrong with the request itself need not wait for a worker.
+    """
+    log.info(f"{what} received", **{name: _short(value) for name, value in parameters.items()})
     watch = Stopwatch()
-    folder = request.app.state.scratch.folder(request.state.request_id)
     status, kind = 500, "internal"
     try:
+        await _refuse_unknown_fields(request)
+        check()
+        folder = request.app.state.scratch.folder()
         result = await workers.run(request, folder, lambda cancelled: job(folder, cancelled, watch))
         status, kind = 200, "ok"
     except LipserveError as exc:
         status, kind = exc.status, exc.kind
         raise
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        status, kind = StorageFull.status, StorageFull.kind
+        raise StorageFull("The disk is full.", "Free some space where lipserve keeps its files.") from exc
     finally:
-        log.info(f"{what} answered", status=status, kind=kind, seconds=round(watch.total, 3), stages=watch.rounded())
-    return result, _seconds_headers(watch), folder
+        watch.stop()
+        total, stages = round(watch.total, 3), watch.rounded()
+        request.state.seconds_headers = {
+            "x-seconds-total": f"{total:.3f}",
+            "x-seconds-stages": ", ".join(f"{name}={seconds:.3f}" for name, seconds in stages.items()),
+        }
+        log.info(f"{what} answered", status=status, kind=kind, seconds=total, stages=stages)
+    return result, folder
+
+
+def _short(value: Any) -> Any:
+    return value[:200] if isinstance(value, str) else value
+
+
+async def _refuse_unknown_fields(request: Request) -> None:
+    """A misspelt optional field would silently do nothing."""
+    known = {field.alias for field in request.scope["route"].dependant.body_params}
+    unknown = sorted(set(await request.form()) - known)
+    if unknown:
+        raise InvalidParameter(f"There is no field {unknown[0][:100]!r}.", f"There are {', '.join(sorted(known))}.")
 
 
 @router.post("/prepare_avatar", responses=ERRORS, status_code=201)
@@ -120,15 +146,20 @@ async def prepare_avatar(
     }
     name = display_name(video, video_path)
 
+    def check() -> None:
+        checked_parameters(given)
+        engine.store.require_free(avatar_id, force)
+
     def job(folder: Path, cancelled: Event, watch: Stopwatch) -> AvatarInfo:
         parameters = checked_parameters(given)
         source = take_input("video", video, video_path, request.app.state.settings.media_dir, folder)
         return engine.prepare(source, avatar_id, parameters, force, cancelled=cancelled, source_name=name, watch=watch)
 
     logged = {"avatar_id": avatar_id, "video": name, **given, "force": force}
-    info, headers, folder = await _logged_job(request, "prepare_avatar", logged, request.app.state.preparations, job)
+    workers = request.app.state.preparations
+    info, folder = await _logged_job(request, "prepare_avatar", logged, workers, check, job)
     await _remove(folder)
-    response.headers.update(headers)
+    response.headers.update(request.state.seconds_headers)
     return info
 
 
@@ -150,12 +181,18 @@ async def lip_sync(
     """Make a prepared avatar say it. Answers the finished mp4: H.264, AAC, index in front."""
     engine: Engine = request.app.state.engine
 
+    def sync_request() -> SyncRequest:
+        padding = Padding(audio_padding_length_left, audio_padding_length_right)
+        return SyncRequest(avatar_id, fps, batch_size, padding)
+
+    def check() -> None:
+        sync_request()
+        engine.store.version(avatar_id)
+
     def job(folder: Path, cancelled: Event, watch: Stopwatch) -> Path:
-        sync = SyncRequest(avatar_id, fps, batch_size, Padding(audio_padding_length_left, audio_padding_length_right))
-        engine.store.version(avatar_id)  # unknown avatars are answered before the upload is copied
         source = take_input("audio", audio, audio_path, request.app.state.settings.media_dir, folder)
         output = folder / "result.mp4"
-        engine.lip_sync(sync, source, output, cancelled=cancelled, watch=watch)
+        engine.lip_sync(sync_request(), source, output, cancelled=cancelled, watch=watch)
         return output
 
     logged = {
@@ -166,7 +203,8 @@ async def lip_sync(
         "audio_padding_length_left": audio_padding_length_left,
         "audio_padding_length_right": audio_padding_length_right,
     }
-    output, headers, _ = await _logged_job(request, "lip_sync", logged, request.app.state.syncs, job)
+    output, _ = await _logged_job(request, "lip_sync", logged, request.app.state.syncs, check, job)
+    headers = request.state.seconds_headers
     return ResultResponse(output, media_type="video/mp4", filename=f"{avatar_id}.mp4", headers=headers)
 
 
@@ -184,10 +222,10 @@ async def _remove(folder: Path) -> None:
     await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def _summary(engine: Engine, avatar_id: str) -> AvatarSummary:
+def _summary(avatar_id: str, look: Callable[[str], AvatarInfo]) -> AvatarSummary:
     """Raises AvatarNotFound."""
     try:
-        info = engine.avatars.get(avatar_id).info
+        info = look(avatar_id)
     except AvatarDamaged:
         info = None
     return AvatarSummary(
@@ -200,14 +238,20 @@ def _summary(engine: Engine, avatar_id: str) -> AvatarSummary:
 
 @router.get("/avatars", responses=ERRORS)
 def list_avatars(request: Request) -> AvatarList:
-    engine: Engine = request.app.state.engine
-    return AvatarList(avatars=[_summary(engine, avatar_id) for avatar_id in engine.store.list()])
+    """All avatars, as their avatar.json describes them; their other files are looked at when one is asked for."""
+    store = request.app.state.engine.store
+    summaries = []
+    for avatar_id in store.list():
+        with suppress(AvatarNotFound):  # deleted meanwhile
+            summaries.append(_summary(avatar_id, store.info))
+    return AvatarList(avatars=summaries)
 
 
 @router.get("/avatars/{avatar_id}", responses=ERRORS)
 def show_avatar(request: Request, avatar_id: str) -> AvatarSummary:
-    engine: Engine = request.app.state.engine
-    return _summary(engine, avatar_id)
+    """One avatar, every file checked."""
+    store = request.app.state.engine.store
+    return _summary(avatar_id, lambda name: store.open(name).info)
 
 
 @router.get("/avatars/{avatar_id}/preview", responses={**ERRORS, 200: {"content": {"image/jpeg": {}}}})

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Wall seconds, by stage and in total. One request, one thread."""
+    """Wall seconds, by stage and in total, until it is stopped. One request, one thread at a time."""
 
     def __init__(self) -> None:
         self._start = self._last = time.monotonic()
+        self._end: float | None = None
         self.stages: dict[str, float] = {}
 
     @contextmanager
@@ -26,9 +27,13 @@ class Stopwatch:
         self.stages[name] = self.stages.get(name, 0.0) + now - self._last
         self._last = now
 
+    def stop(self) -> None:
+        """From here on the numbers stay as they are."""
+        self._end = time.monotonic()
+
     @property
     def total(self) -> float:
-        return time.monotonic() - self._start
+        return (self._end or time.monotonic()) - self._start
 
     def rounded(self) -> dict[str, float]:
         return {name: round(seconds, 3) for name, seconds in self.stages.items()}

@@ -1,7 +1,7 @@
 """Everything that talks to Triton. The only module that imports tritonclient; its errors end here."""
 
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,10 +124,7 @@ class PendingFaces:
     def result(self) -> U8:
         """Waits: uint8 (n, 256, 256, 3) BGR. Raises TritonUnavailable or TritonFailed."""
         with self._client._translated():
-            try:
-                return np.asarray(self._future.result().as_numpy(FACES.name), np.uint8)
-            except CancelledError as exc:
-                raise Cancelled("The request was cancelled.") from exc
+            return np.asarray(self._future.result().as_numpy(FACES.name), np.uint8)
 
     def cancel(self) -> None:
         if not self._future.done():

@@ -4,7 +4,7 @@ The event loop only waits here. A client that goes away, or a server that shuts 
 """
 
 import asyncio
-import os
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -20,25 +20,31 @@ from starlette.requests import Request
 from lipserve.errors import Cancelled, ServiceBusy
 
 T = TypeVar("T")
+LOCK = ".lock"
 
 
 class Scratch:
-    """A folder per request below `work_dir`; what an earlier, killed process left there is removed."""
+    """A folder per request below `work_dir`. What an earlier, killed process left there is removed: a process that
+    lives holds a lock on its own."""
 
     def __init__(self, work_dir: Path) -> None:
-        self._root = work_dir / f"requests-{os.getpid()}"
+        work_dir.mkdir(parents=True, exist_ok=True)
         for old in work_dir.glob("requests-*"):
-            pid = old.name.removeprefix("requests-")
-            if not pid.isdigit() or int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists():
+            with suppress(OSError), (old / LOCK).open("w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(old, ignore_errors=True)
-        self._root.mkdir(parents=True)
+        fresh = Path(tempfile.mkdtemp(dir=work_dir, prefix=".new-"))
+        self._lock = (fresh / LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.root = fresh.rename(work_dir / f"requests-{fresh.name.removeprefix('.new-')}")  # locked when seen
 
-    def folder(self, request_id: str) -> Path:
-        """Empty and the request's own, even if two requests come with the same id."""
-        return Path(tempfile.mkdtemp(dir=self._root, prefix=f"{request_id}-"))
+    def folder(self) -> Path:
+        """Empty, a request's own."""
+        return Path(tempfile.mkdtemp(dir=self.root))
 
     def close(self) -> None:
-        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
+        self._lock.close()
 
 
 class Workers:
@@ -50,7 +56,7 @@ class Workers:
         self._running: dict[Future[Any], Event] = {}
 
     def close(self) -> None:
-        for cancelled in self._running.values():
+        for cancelled in list(self._running.values()):
             cancelled.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 

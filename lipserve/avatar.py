@@ -11,6 +11,7 @@ One record per frame in every array, so nothing can drift apart. Nothing here is
 hidden name and renamed; the one it replaces is kept until the new one stands.
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -30,8 +31,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lipserve.colour import U8
 from lipserve.contract import AVATAR_FORMAT, FACE_LATENTS, MAX_FPS
 from lipserve.errors import AvatarBusy, AvatarDamaged, AvatarExists, AvatarNotFound, InvalidAvatarId, StorageFull
-from lipserve.media import ColourTags
+from lipserve.media import MAX_SIDE, ColourTags
 
+FILES = ("avatar.json", "frames.yuv", "latents.npy", "regions.npy", "masks.u8")
+Version = tuple[tuple[int, ...], ...]
 AVATAR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 # has_face False: the frame is shown as it is, and its other fields are 0. Boxes are x1, y1, x2, y2 in pixels, end
@@ -53,8 +56,8 @@ class AvatarInfo(BaseModel):
     parameters: dict[str, int | str]
     weights_id: str  # of the VAE encoder that made the latents
     fps: int = Field(ge=1, le=MAX_FPS)
-    width: int = Field(ge=16, multiple_of=2)
-    height: int = Field(ge=16, multiple_of=2)
+    width: int = Field(ge=16, le=MAX_SIDE, multiple_of=2)
+    height: int = Field(ge=16, le=MAX_SIDE, multiple_of=2)
     frames: int = Field(ge=1)
     frames_without_face: int = Field(ge=0)
     colour_space: int = Field(ge=0, le=255)
@@ -76,6 +79,8 @@ class AvatarInfo(BaseModel):
 class Avatar:
     """An opened avatar folder; its arrays are memory-mapped and read-only. Raises AvatarDamaged if anything is off."""
 
+    version: Version = ()  # of the folder when AvatarStore opened it
+
     def __init__(self, folder: Path) -> None:
         try:
             self.info = AvatarInfo.model_validate_json((folder / "avatar.json").read_bytes())
@@ -90,9 +95,7 @@ class Avatar:
             self.masks: U8 = np.memmap(folder / "masks.u8", np.uint8, "r")
             self._check()
         except (OSError, ValueError) as exc:
-            raise AvatarDamaged(
-                f"The stored avatar {folder.name!r} is damaged ({_reason(exc)}).", "Prepare it again with force=true."
-            ) from exc
+            raise _damaged(folder.name, exc) from exc
 
     def _check(self) -> None:
         n = self.info.frames
@@ -171,25 +174,53 @@ class AvatarStore:
     def exists(self, avatar_id: str) -> bool:
         return self.folder(avatar_id).is_dir()
 
+    def require_free(self, avatar_id: str, force: bool) -> None:
+        """Raise AvatarExists if the avatar is there and must not be replaced."""
+        if self.exists(avatar_id) and not force:
+            raise AvatarExists(
+                f"The avatar {avatar_id!r} exists already.", "Choose another id, or replace it with force=true."
+            )
+
     def list(self) -> list[str]:
         if not self.root.is_dir():
             return []
         return sorted(p.name for p in self.root.iterdir() if p.is_dir() and AVATAR_ID.fullmatch(p.name))
 
-    def version(self, avatar_id: str) -> tuple[int, int]:
-        """Changes whenever the avatar is prepared anew. Raises AvatarNotFound."""
-        try:
-            stat = self.folder(avatar_id).stat()
-        except FileNotFoundError as exc:
-            raise self._not_found(avatar_id) from exc
-        return stat.st_ino, stat.st_ctime_ns
-
-    def open(self, avatar_id: str) -> Avatar:
-        """Raises AvatarNotFound or AvatarDamaged."""
+    def version(self, avatar_id: str) -> Version:
+        """Changes whenever the avatar is prepared anew, or one of its files is touched. Raises AvatarNotFound."""
         folder = self.folder(avatar_id)
         if not folder.is_dir():
             raise self._not_found(avatar_id)
-        return Avatar(folder)
+        stats = []
+        for file in (folder, *(folder / name for name in FILES)):
+            with suppress(FileNotFoundError):
+                stats.append(file.stat())
+        return tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
+
+    def open(self, avatar_id: str) -> Avatar:
+        """All files of one version, though the avatar may be replaced meanwhile. Raises AvatarNotFound or
+        AvatarDamaged."""
+        while True:
+            version = self.version(avatar_id)
+            try:
+                avatar = Avatar(self.folder(avatar_id))
+            except AvatarDamaged:
+                if self.version(avatar_id) == version:
+                    raise
+            else:
+                if self.version(avatar_id) == version:
+                    avatar.version = version
+                    return avatar
+
+    def info(self, avatar_id: str) -> AvatarInfo:
+        """What avatar.json says, without a look at the other files. Raises AvatarNotFound or AvatarDamaged."""
+        folder = self.folder(avatar_id)
+        if not folder.is_dir():
+            raise self._not_found(avatar_id)
+        try:
+            return AvatarInfo.model_validate_json((folder / "avatar.json").read_bytes())
+        except (OSError, ValueError) as exc:
+            raise _damaged(avatar_id, exc) from exc
 
     def delete(self, avatar_id: str) -> None:
         """Out of sight at once; whoever has it open goes on undisturbed. Also removes a damaged avatar."""
@@ -218,10 +249,7 @@ class AvatarStore:
         self.root.mkdir(parents=True, exist_ok=True)
         draft = self.root / f".draft-{avatar_id}"
         with _lock(self.root / f".lock-{avatar_id}", avatar_id):
-            if target.exists() and not force:
-                raise AvatarExists(
-                    f"The avatar {avatar_id!r} exists already.", "Choose another id, or replace it with force=true."
-                )
+            self.require_free(avatar_id, force)
             shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
             draft.mkdir()
             try:
@@ -234,12 +262,14 @@ class AvatarStore:
         for file in draft.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        replaced = self.root / f".replaced-{target.name}"
-        if target.exists():
+        if not target.exists():
+            draft.rename(target)
+        elif not _exchange(draft, target):
+            replaced = self.root / f".replaced-{target.name}"
             shutil.rmtree(replaced, ignore_errors=True)
             target.rename(replaced)
-        draft.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+            draft.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
 
     def recover(self) -> None:
         """Put back what a process killed between the two renames of `_publish` had set aside, and clear up after it.
@@ -256,6 +286,20 @@ class AvatarStore:
                     shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self.root.glob(".deleted-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _damaged(avatar_id: str, reason: OSError | ValueError) -> AvatarDamaged:
+    return AvatarDamaged(
+        f"The stored avatar {avatar_id!r} is damaged ({_reason(reason)}).", "Prepare it again with force=true."
+    )
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders' names in one step (Linux renameat2); False where the file system cannot."""
+    at_working_directory, exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.renameat2(at_working_directory, os.fsencode(a), at_working_directory, os.fsencode(b), exchange)
+    return bool(done == 0)
 
 
 @contextmanager

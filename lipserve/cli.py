@@ -6,6 +6,7 @@ starts the embedded Triton unless LIPSERVE_TRITON_URL names another one.
 
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from lipserve.settings import Settings
 app = typer.Typer(name="lipserve", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 err = Console(stderr=True)
 
+MAX_CONNECTIONS = 512  # beyond them uvicorn answers 503 at once
 DEMO_AVATAR = "lisa"
 DEMO_VIDEO = Path(__file__).parent.parent / "demo" / "lisa.mp4"
 DEMO_SPEECH = Path(__file__).parent.parent / "demo" / "speech.flac"
@@ -124,6 +126,8 @@ def up(
     from gateway.app import create_app
 
     settings = _settings(host=host, port=port)
+    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(settings.work_dir)  # uploads are spooled there while they come in
     with _triton(settings) as url:
         config = uvicorn.Config(
             create_app(settings, url),
@@ -132,6 +136,7 @@ def up(
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=10,
+            limit_concurrency=MAX_CONNECTIONS,
         )
         server = uvicorn.Server(config)
         with suppress(KeyboardInterrupt):  # uvicorn passes the signal on after its own clean end

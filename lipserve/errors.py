@@ -4,6 +4,7 @@ LipserveError                       500  internal
 ├── InvalidParameter                422  invalid_parameter
 │   ├── InvalidAvatarId             422  invalid_avatar_id
 │   └── PathNotAllowed              422  path_not_allowed
+├── UploadStalled                   408  upload_stalled
 ├── PayloadTooLarge                 413  payload_too_large
 ├── BadMedia                        422  (one of its children)
 │   ├── NotAVideo                   422  not_a_video
@@ -23,7 +24,7 @@ LipserveError                       500  internal
 ├── Cancelled                       499  cancelled
 ├── ModelsMissing                   503  models_missing
 ├── ServiceBusy                     503  service_busy        (Retry-After)
-├── TritonDidNotStart           503  triton_did_not_start
+├── TritonDidNotStart               503  triton_did_not_start
 ├── TritonUnavailable               503  triton_unavailable  (Retry-After)
 └── TritonFailed                    502  triton_failed
 
@@ -58,6 +59,11 @@ class InvalidAvatarId(InvalidParameter):
 
 class PathNotAllowed(InvalidParameter):
     kind = "path_not_allowed"
+
+
+class UploadStalled(LipserveError):
+    status = 408
+    kind = "upload_stalled"
 
 
 class PayloadTooLarge(LipserveError):

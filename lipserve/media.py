@@ -6,7 +6,7 @@ file, and sizes are checked before pictures are decoded. Time is integer: a fram
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from lipserve.colour import U8, Matrix, planes
+from lipserve.colour import U8, Matrix, bgr_to_planes, planes
 from lipserve.errors import (
     AudioDamaged,
     AudioTooLong,
@@ -33,8 +33,11 @@ from lipserve.errors import (
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,wav,w64,aiff,mp3,flac,ogg,aac,amr,asf,caf"
 OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 JITTER = 0.05  # ticks: halfway between two, a frame takes the earlier one, also where times are rounded to milliseconds
+MAX_SIDE = 16384  # pixels, of H.264 by libx264
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 AAC_BIT_RATE = 192_000
+MAX_SOUND_RATE = 48_000  # Hz; more than that nobody hears, and a file may claim any rate
+MAX_DECODED_RATE = 240  # frames per second of video, on average, that are decoded before it is called too large
 PROBED_PIXELS = 2**22  # FFmpeg decodes pictures while it opens a file; of a sound's file, no larger ones than this,
 FAR_TOO_LARGE = 4  # and of a video's file none of this many times the allowed pixels
 MAX_DAMAGED_PACKETS = 0.02  # share of a sound's packets that may fail to decode; an MP3 cut anywhere begins with one
@@ -59,7 +62,10 @@ class ColourTags:
 
 @dataclass(frozen=True)
 class Sound:
-    """Decoded sound: float32 (channels, samples) in [-1, 1], one or two channels, at the file's own `rate` in Hz."""
+    """Decoded sound: float32 (channels, samples) in [-1, 1], one or two channels.
+
+    `rate` in Hz is the file's own, 48 kHz at most.
+    """
 
     samples: NDArray[np.float32]
     rate: int
@@ -91,7 +97,7 @@ def read_sound(path: Path, max_seconds: float) -> Sound:
         stream = container.streams.audio[0]
         if not stream.codec_context or not stream.rate or not stream.channels:
             raise NotAudio("The file's audio stream has no readable format.", hint)
-        rate = int(stream.rate)
+        rate = min(int(stream.rate), MAX_SOUND_RATE)
         planar = _PlanarFloat("mono" if stream.channels == 1 else "stereo", rate)
         blocks: list[NDArray[Any]] = []
         samples = packets = damaged = 0
@@ -104,8 +110,9 @@ def read_sound(path: Path, max_seconds: float) -> Sound:
                     damaged += 1
                     continue
                 for frame in decoded:
-                    blocks += planar.convert(frame)
-                    samples += frame.samples
+                    converted = planar.convert(frame)
+                    samples += sum(block.shape[1] for block in converted)
+                    blocks += converted
                 if samples > max_seconds * rate:
                     raise AudioTooLong(f"The audio is longer than {max_seconds:g} seconds.", "Send it in parts.")
             blocks += planar.rest()
@@ -115,8 +122,10 @@ def read_sound(path: Path, max_seconds: float) -> Sound:
         raise AudioDamaged(f"{damaged} of the audio's {packets} packets cannot be decoded.", hint)
     if not blocks:
         raise NotAudio("The audio stream is empty.", hint)
-    joined = np.nan_to_num(np.concatenate(blocks, axis=1), nan=0.0)
-    return Sound(np.clip(joined, -1, 1).astype(np.float32, copy=False), rate)
+    joined = np.concatenate(blocks, axis=1, dtype=np.float32)
+    blocks.clear()
+    np.nan_to_num(joined, copy=False, nan=0.0)
+    return Sound(np.clip(joined, -1, 1, out=joined), rate)
 
 
 class _PlanarFloat:
@@ -209,11 +218,14 @@ class VideoReader:
         return float(duration * time_base) if duration else (self._container.duration or 0) / av.time_base
 
     def _decode(self) -> Iterator[Any]:
-        packets, end, last, start = 0, 0.0, 0.0, None
+        packets, frames, end, last, start = 0, 0, 0.0, 0.0, None
         try:
             for packet in self._container.demux(self._stream):
                 packets += bool(packet.size)
                 for frame in packet.decode():
+                    frames += 1
+                    if frames > MAX_DECODED_RATE * self._max_seconds:
+                        raise VideoTooLarge(f"The video has more than {frames - 1} frames.", "Send a shorter clip.")
                     time = frame.time if frame.time is not None else end
                     start = time if start is None else start
                     last = self._seconds(frame)
@@ -241,15 +253,18 @@ class VideoReader:
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
         width = round(frame.width * aspect) // 2 * 2
         height = frame.height // 2 * 2
-        if width * height > self._max_pixels:
+        if width * height > self._max_pixels or max(width, height) > MAX_SIDE:
             raise VideoTooLarge(f"Frames of {width}×{height} are too large.", "Scale the video down first.")
         if min(width, height) < 16:
             raise NotAVideo(f"Frames of {width}×{height} are too small to show a face.", self._HINT)
-        if (frame.width, frame.height) != (width, height) and aspect == 1:
-            i420 = _crop_to_even(frame.reformat(format="yuv420p", dst_color_range=ColorRange.MPEG))
-        else:
-            scaled = frame.reformat(width=width, height=height, format="yuv420p", dst_color_range=ColorRange.MPEG)
-            i420 = scaled.to_ndarray()
+        try:
+            if (frame.width, frame.height) != (width, height) and aspect == 1:
+                i420 = _crop_to_even(frame.reformat(format="yuv420p", dst_color_range=ColorRange.MPEG))
+            else:
+                scaled = frame.reformat(width=width, height=height, format="yuv420p", dst_color_range=ColorRange.MPEG)
+                i420 = scaled.to_ndarray()
+        except (av.FFmpegError, ValueError) as exc:
+            raise NotAVideo(f"Pixels of the format {frame.format.name} cannot be read.", self._HINT) from exc
         turns = round((frame.rotation or 0) / 90) % 4
         return _rotate(i420, turns) if turns else i420
 
@@ -302,8 +317,10 @@ def _rotate(i420: U8, quarter_turns: int) -> U8:
 
 def bgr_to_i420(bgr: U8) -> tuple[U8, ColourTags]:
     """A still picture, uint8 (h, w, 3) BGR of even size, as the I420 that a video of it would hold (BT.601)."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24")
-    return np.asarray(frame.reformat(format="yuv420p").to_ndarray(), np.uint8), ColourTags(space=6)
+    i420 = np.empty((bgr.shape[0] * 3 // 2, bgr.shape[1]), np.uint8)
+    for target, plane in zip(planes(i420), bgr_to_planes(bgr, "bt601"), strict=True):
+        target[:] = plane
+    return i420, ColourTags(space=6)
 
 
 class Mp4Writer:
@@ -339,6 +356,7 @@ class Mp4Writer:
         video.codec_context.color_trc = tags.transfer
         self._video = video
         self._sound = sound
+        self._finished = False
         self._sent = 0  # samples of sound
         if sound is not None:
             if sound.rate not in AAC_RATES:
@@ -378,29 +396,25 @@ class Mp4Writer:
             self._container.mux(self._audio.encode(frame))
             self._sent += block.shape[1]
 
+    def finish(self) -> None:
+        """What the encoders still hold, the rest of the sound, and the index. Leaving the block without an error calls
+        it, too."""
+        self._container.mux(self._video.encode(None))
+        if self._sound is not None:
+            self._send_sound(until=self._sound.samples.shape[1])
+            self._container.mux(self._audio.encode(None))
+        self._finished = True
+        self._container.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        try:
-            if failed is None:
-                self._container.mux(self._video.encode(None))
-                if self._sound is not None:
-                    self._send_sound(until=self._sound.samples.shape[1])
-                    self._container.mux(self._audio.encode(None))
-        finally:
-            with _ignoring_half_files(failed):
+        if failed is None and not self._finished:
+            self.finish()
+        elif not self._finished:
+            with suppress(av.FFmpegError, ValueError):  # a half file's trailer hides no earlier error
                 self._container.close()
-
-
-@contextmanager
-def _ignoring_half_files(failed: type[BaseException] | None) -> Iterator[None]:
-    """A trailer that cannot be written hides no earlier error."""
-    try:
-        yield
-    except av.FFmpegError:
-        if failed is None:
-            raise
 
 
 def encode_picture(bgr: U8, quality: int = 90) -> bytes:

@@ -117,7 +117,7 @@ def write_video(
         stream.time_base = stream.codec_context.time_base = time_base
         stream.codec_context.color_range, stream.codec_context.colorspace = first.color_range, space
         if codec == "libx264":
-            stream.options = {"qp": "1", "bf": "0"}
+            stream.options = {"qp": "1", "bf": "0", "g": "10"}
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
         for frame, time in zip(frames, pts or range(len(frames)), strict=True):

@@ -1,5 +1,6 @@
 """Every kind of bad input: a clear error with a kind, nothing lost, the server still serving."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ def speak(client: TestClient, content: bytes, **form: str) -> tuple[int, dict[st
     data = {"avatar_id": "lisa", **form}
     response = client.post("/lip_sync", data=data, files={"audio": ("a.wav", content)})
     return response.status_code, response.json()
+
+
+def speak_well(client: TestClient, content: bytes, avatar_id: str) -> bool:
+    files = {"audio": ("a.wav", content)}
+    return client.post("/lip_sync", data={"avatar_id": avatar_id}, files=files).status_code == 200
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +155,11 @@ def test_parameters_out_of_range_are_named(client: TestClient, clip: Path, name:
     assert name in clear(prepare(client, clip.read_bytes(), **{name: value}), 422, "invalid_parameter")
 
 
+def test_misspelt_fields_are_named(client: TestClient) -> None:
+    assert "'frames_per_sec'" in clear(speak(client, b"x", frames_per_sec="12"), 422, "invalid_parameter")
+    assert "'bbox-shift'" in clear(prepare(client, b"x", **{"bbox-shift": "3"}), 422, "invalid_parameter")
+
+
 def test_paddings_that_do_not_fit_the_model(client: TestClient) -> None:
     for left, right in (("3", "3"), ("-1", "5"), ("0", "0")):
         answer = speak(client, b"x", audio_padding_length_left=left, audio_padding_length_right=right)
@@ -179,14 +190,14 @@ def test_a_damaged_avatar_says_so_and_can_be_prepared_again(
     clip = short_clip(tmp_path / "c.mp4", 3).read_bytes()
     sound = write_sound(tmp_path / "a.wav", tone(0.1), 16000).read_bytes()
     assert prepare(client, clip, avatar_id="broken")[0] == 201
+    assert speak_well(client, sound, "broken")  # and so it is open and cached
     frames = settings.avatars_dir / "broken/frames.yuv"
     frames.write_bytes(frames.read_bytes()[:-1])
-    client.app.state.engine.avatars.forget("broken")  # type: ignore[attr-defined]
     message = clear(speak(client, sound, avatar_id="broken"), 409, "avatar_damaged")
     assert "frames.yuv" in message
     assert client.get("/avatars/broken").json()["state"] == "damaged"
     assert prepare(client, clip, avatar_id="broken", force="true")[0] == 201
-    assert client.post("/lip_sync", data={"avatar_id": "broken"}, files={"audio": ("a.wav", sound)}).status_code == 200
+    assert speak_well(client, sound, "broken")
     client.delete("/avatars/broken")
 
 
@@ -197,7 +208,6 @@ def test_an_avatar_of_other_weights_is_refused(client: TestClient, settings: Set
     text = file.read_text()
     weights_id = client.app.state.engine.triton.weights_id()  # type: ignore[attr-defined]
     file.write_text(text.replace(weights_id, "demo-of-yesterday"))
-    client.app.state.engine.avatars.forget("old")  # type: ignore[attr-defined]
     assert "demo-of-yesterday" in clear(speak(client, b"x", avatar_id="old"), 409, "avatar_outdated")
     client.delete("/avatars/old")
 
@@ -212,3 +222,25 @@ def test_unknown_paths_and_methods(client: TestClient) -> None:
 def test_form_that_cannot_be_parsed(client: TestClient) -> None:
     response = client.post("/lip_sync", content=b"broken", headers={"content-type": "multipart/form-data"})
     clear((response.status_code, response.json()), 400, "bad_request")
+
+
+def test_a_full_disk_is_no_defect(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(client.app.state.engine, "lip_sync", full)  # type: ignore[attr-defined]
+    clear(speak(client, b"x"), 507, "storage_full")
+    monkeypatch.undo()
+
+
+def test_a_defect_is_a_500_with_the_requests_id_and_no_details(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(client.app.state.engine, "lip_sync", broken)  # type: ignore[attr-defined]
+    response = client.post("/lip_sync", data={"avatar_id": "lisa"}, files={"audio": b"x"})
+    assert "secret" not in clear((response.status_code, response.json()), 500, "internal")
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+    monkeypatch.undo()

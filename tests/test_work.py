@@ -95,12 +95,13 @@ def test_more_than_may_wait_are_refused(tmp_path: Path) -> None:
 
 
 def test_folders_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
-    for name in ("requests-999999999", "requests-x", "requests-1"):
-        (tmp_path / name / "left").mkdir(parents=True)
-    scratch = Scratch(tmp_path)
-    assert scratch.folder("a").is_dir()
-    assert (tmp_path / "requests-1").is_dir()  # process 1 is alive
-    assert not (tmp_path / "requests-999999999").exists()
+    (tmp_path / "requests-x/left").mkdir(parents=True)
+    alive = Scratch(tmp_path)
     assert not (tmp_path / "requests-x").exists()
-    scratch.close()
-    assert not scratch._root.exists()
+    folder = alive.folder()
+    second = Scratch(tmp_path)
+    assert folder.is_dir()
+    assert second.root != alive.root
+    for scratch in (alive, second):
+        scratch.close()
+        assert not scratch.root.exists()
