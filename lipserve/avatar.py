@@ -297,8 +297,10 @@ def _damaged(avatar_id: str, reason: OSError | ValueError) -> AvatarDamaged:
 def _exchange(a: Path, b: Path) -> bool:
     """Swap two folders' names in one step (Linux renameat2); False where the file system cannot."""
     at_working_directory, exchange = -100, 2
-    libc = ctypes.CDLL(None, use_errno=True)
-    done = libc.renameat2(at_working_directory, os.fsencode(a), at_working_directory, os.fsencode(b), exchange)
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:  # a C library without it
+        return False
+    done = renameat2(at_working_directory, os.fsencode(a), at_working_directory, os.fsencode(b), exchange)
     return bool(done == 0)
 
 

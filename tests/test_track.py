@@ -61,14 +61,15 @@ def test_two_that_touch_keep_apart() -> None:
 
 
 def test_the_current_track_chooses_before_an_old_one() -> None:
-    """A false detection in frame 0 does not later take the face away from its own track."""
-    clip = [
-        [face(150, 0, 100)],
-        [face(90, 0, 100), face(400, 0, 10)],
-        *[[face(90 + 5 * i, 0, 100)] for i in range(1, 12)],
-    ]
-    found = lefts(follow_largest(clip))
-    assert found[2:] == [90.0 + 5 * i for i in range(1, 12)]
+    """A face that was there once, and by which the followed one now passes, does not take it over."""
+    clip = [[face(150, 0, 100), face(20, 0, 100)], *[[face(20 + 30 * i, 0, 100)] for i in range(1, 8)]]
+    assert lefts(follow_largest(clip)) == [20.0 + 30 * i for i in range(8)]
+
+
+def test_one_face_is_not_two() -> None:
+    """Two stand close; in the second frame only the smaller one is seen."""
+    small, large = face(0, 0, 100), face(60, 0, 130)
+    assert lefts(follow_largest([[small, large], [face(10, 0, 100)], [small, large]])) == [60, None, 60]
 
 
 def test_a_jump_is_another_face() -> None:
