@@ -20,13 +20,14 @@ from avatar_prep.faces import Face, FaceFinder
 from avatar_prep.masks import ParsingMode, blend_mask, mask_region
 from avatar_prep.source import Limits, open_source
 from avatar_prep.track import follow_largest
-from lipserve.avatar import REGION, AvatarInfo, require_space, sha256, write_info
-from lipserve.colour import U8, planes_to_bgr
+from lipserve.avatar import REGION, AvatarInfo, sha256, write_info
+from lipserve.colour import U8, ColourTags, planes_to_bgr
 from lipserve.contract import FACE_LATENTS, FACE_SIZE, MAX_BATCH_SIZE, MAX_FPS, MIN_FPS
 from lipserve.errors import InvalidParameter, NoFace
-from lipserve.media import ColourTags, encode_picture
+from lipserve.store import require_space
 
 PREVIEW_SIDE = 512  # pixels, the longer side
+PREVIEW_QUALITY = 90  # of 100, JPEG
 
 # crops uint8 (n, 256, 256, 3) BGR to latents float16 (n, 8, 32, 32)
 EncodeFaces = Callable[[U8], NDArray[np.float16]]
@@ -65,7 +66,8 @@ def checked_parameters(given: Mapping[str, object]) -> Parameters:
         return Parameters.model_validate(given)
     except ValidationError as exc:
         first = exc.errors()[0]
-        raise InvalidParameter(f"{first['loc'][0]}: {first['msg']}.", "See /docs for the parameters.") from exc
+        hint = "`lipserve prepare --help` and the API's /docs list the parameters."
+        raise InvalidParameter(f"{first['loc'][0]}: {first['msg']}.", hint) from exc
 
 
 @dataclass(frozen=True)
@@ -224,4 +226,5 @@ def _face_crop(picture: U8, box: Box) -> U8:
 def _write_preview(picture: U8, draft: Path) -> None:
     scale = min(1.0, PREVIEW_SIDE / max(picture.shape[:2]))
     small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    (draft / "preview.jpg").write_bytes(encode_picture(small.astype(np.uint8, copy=False)))
+    if not cv2.imwrite(str(draft / "preview.jpg"), small, [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY]):
+        raise OSError(f"OpenCV could not write the preview into {draft}")

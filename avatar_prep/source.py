@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lipserve.colour import U8
+from lipserve.colour import U8, ColourTags, bgr_to_i420
 from lipserve.errors import NotAVideo, VideoTooLarge
-from lipserve.media import MAX_SIDE, ColourTags, VideoReader, bgr_to_i420
+from lipserve.media import MAX_SIDE, VideoReader
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # RIFF: also WAV and AVI, told apart by Pillow

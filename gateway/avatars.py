@@ -3,8 +3,9 @@
 from collections import OrderedDict
 from threading import Lock
 
-from lipserve.avatar import Avatar, AvatarStore
+from lipserve.avatar import Avatar
 from lipserve.errors import AvatarNotFound
+from lipserve.store import AvatarStore
 
 
 class AvatarCache:

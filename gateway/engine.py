@@ -20,7 +20,7 @@ from gateway.blend import blend
 from gateway.features import AudioEncoder, Padding, Prompts, prompts
 from gateway.timing import Stopwatch
 from gateway.triton import PendingFaces, TritonClient
-from lipserve.avatar import Avatar, AvatarInfo, AvatarStore
+from lipserve.avatar import Avatar, AvatarInfo
 from lipserve.colour import U8
 from lipserve.contract import MAX_BATCH_SIZE, MAX_FPS, MIN_FPS
 from lipserve.errors import (
@@ -34,6 +34,7 @@ from lipserve.errors import (
 from lipserve.fetch import FACE_MODELS
 from lipserve.media import Mp4Writer, Sound, read_sound
 from lipserve.settings import Settings
+from lipserve.store import AvatarStore
 
 DEFAULT_BATCH_SIZE = 8  # MuseTalk's
 

@@ -4,6 +4,7 @@ Planes are I420: uint8 (h·3/2, w), the Y plane, then U and V at half size, each
 BT.709, BT.2020 (Kr, Kb); limited range is 16..235 for Y and 16..240 for U and V.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -60,3 +61,29 @@ def planes_to_bgr(i420: U8, matrix: Matrix) -> U8:
     size = (y.shape[1], y.shape[0])
     full = [cv2.resize(c, size, interpolation=cv2.INTER_NEAREST) for c in (u, v)]
     return cv2.transform(cv2.merge([y, *full]), _TO_BGR[matrix])  # type: ignore[return-value]
+
+
+# ISO/IEC 23091-2 matrix coefficients, as in AVColorSpace; 2 is "unspecified", which decoders read as BT.601.
+_MATRICES: dict[int, Matrix] = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
+RGB, UNSPECIFIED = 0, 2
+
+
+@dataclass(frozen=True)
+class ColourTags:
+    """How a video's YUV is meant, as AVColorSpace, AVColorPrimaries and AVColorTransferCharacteristic numbers."""
+
+    space: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+
+    @property
+    def matrix(self) -> Matrix:
+        return _MATRICES.get(self.space, "bt601")
+
+
+def bgr_to_i420(bgr: U8) -> tuple[U8, ColourTags]:
+    """A still picture, uint8 (h, w, 3) BGR of even size, as the I420 that a video of it would hold (BT.601)."""
+    i420 = np.empty((bgr.shape[0] * 3 // 2, bgr.shape[1]), np.uint8)
+    for target, plane in zip(planes(i420), bgr_to_planes(bgr, "bt601"), strict=True):
+        target[:] = plane
+    return i420, ColourTags(space=6)

@@ -9,16 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lipserve import avatar as module
+from lipserve import store as module
 from lipserve.avatar import (
     REGION,
     Avatar,
     AvatarInfo,
-    AvatarStore,
-    require_space,
     sha256,
     write_info,
 )
+from lipserve.colour import ColourTags
 from lipserve.errors import (
     AvatarBusy,
     AvatarDamaged,
@@ -27,7 +26,7 @@ from lipserve.errors import (
     InvalidAvatarId,
     StorageFull,
 )
-from lipserve.media import ColourTags
+from lipserve.store import AvatarStore, require_space
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 4
 FACE, BOX = (11, 10, 31, 39), (12, 12, 32, 40)  # the region is even and reaches a pixel past the face

@@ -9,8 +9,7 @@ from samples import smooth
 
 from gateway.blend import blend, composite
 from lipserve.avatar import REGION, Avatar, AvatarInfo, write_info
-from lipserve.colour import U8, Matrix, bgr_to_planes, planes, planes_to_bgr
-from lipserve.media import ColourTags
+from lipserve.colour import U8, ColourTags, Matrix, bgr_to_planes, planes, planes_to_bgr
 
 WIDTH, HEIGHT = 320, 240
 SPACES: dict[Matrix, int] = {"bt601": 6, "bt709": 1, "bt2020": 9}

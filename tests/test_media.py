@@ -23,7 +23,7 @@ from samples import (
     write_video,
 )
 
-from lipserve.colour import U8, planes, planes_to_bgr
+from lipserve.colour import U8, ColourTags, bgr_to_i420, planes, planes_to_bgr
 from lipserve.errors import (
     AudioDamaged,
     AudioTooLong,
@@ -33,7 +33,7 @@ from lipserve.errors import (
     VideoDamaged,
     VideoTooLarge,
 )
-from lipserve.media import AAC_RATES, ColourTags, Mp4Writer, Sound, VideoReader, bgr_to_i420, read_sound
+from lipserve.media import AAC_RATES, Mp4Writer, Sound, VideoReader, read_sound
 
 PIXELS = 10**6
 

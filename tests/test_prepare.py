@@ -15,11 +15,12 @@ from avatar_prep.faces import Face, FaceFinder
 from avatar_prep.masks import blend_mask
 from avatar_prep.prepare import Parameters, Progress, checked_parameters, prepare
 from avatar_prep.source import Limits
-from lipserve import avatar as avatar_module
-from lipserve.avatar import Avatar, AvatarInfo, AvatarStore, sha256
+from lipserve import store as store_module
+from lipserve.avatar import Avatar, AvatarInfo, sha256
 from lipserve.colour import U8, planes_to_bgr
 from lipserve.errors import Cancelled, InvalidParameter, NoFace, NotAVideo, StorageFull
 from lipserve.media import Sound
+from lipserve.store import AvatarStore
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +267,7 @@ def test_a_disk_that_is_full_or_fills_up(
     write_clip(tmp_path / "a.mp4", [pictures(1)[0]] * 100)
     if frames:
         monkeypatch.setattr("lipserve.media.VideoReader.expected_frames", None)
-    monkeypatch.setattr(avatar_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     seen: list[int] = []
     with pytest.raises(StorageFull, match="MB of disk"):
         make(tmp_path / "a.mp4", tmp_path / "a", finder, progress=lambda stage, done, total: seen.append(done))

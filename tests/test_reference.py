@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 from samples import FORMATS, facts, write_sound
 
 from gateway.features import Padding, log_mel, prompts
-from lipserve.avatar import AvatarStore
 from lipserve.media import Sound, VideoReader, read_sound
 from lipserve.settings import Settings
+from lipserve.store import AvatarStore
 
 
 @pytest.fixture(scope="module")

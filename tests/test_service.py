@@ -14,6 +14,7 @@ from samples import FORMATS, SPEECH, facts, pictures, short_clip, tone, write_so
 from lipserve.embedded import EmbeddedTriton
 from lipserve.media import VideoReader, read_sound
 from lipserve.settings import Settings
+from lipserve.store import AvatarStore
 
 
 def say(client: TestClient, audio: Path, avatar: str = "lisa", **form: object) -> bytes:
@@ -74,8 +75,6 @@ def test_the_index_stands_in_front_of_the_data(client: TestClient, lisa: str, tm
 def test_outside_the_blend_the_source_is_kept(
     client: TestClient, lisa: str, settings: Settings, tmp_path: Path
 ) -> None:
-    from lipserve.avatar import AvatarStore
-
     video = tmp_path / "out.mp4"
     video.write_bytes(say(client, write_sound(tmp_path / "a.wav", tone(0.8), 16000)))
     avatar = AvatarStore(settings.avatars_dir).open(lisa)
@@ -239,3 +238,18 @@ def test_triton_batches_requests_that_run_at_the_same_time(
     frames, batches = (after - start for after, start in zip(counters(), before, strict=True))
     assert frames == 4 * 25
     assert batches < frames  # some held more than the one frame of a request
+
+
+def test_the_api_describes_itself(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {(path, method) for path, methods in paths.items() for method in methods} == {
+        ("/prepare_avatar", "post"),
+        ("/lip_sync", "post"),
+        ("/avatars", "get"),
+        ("/avatars/{avatar_id}", "get"),
+        ("/avatars/{avatar_id}", "delete"),
+        ("/avatars/{avatar_id}/preview", "get"),
+        ("/health/live", "get"),
+        ("/health/ready", "get"),
+    }
+    assert {"404", "409", "413", "422", "503"} <= set(paths["/lip_sync"]["post"]["responses"])

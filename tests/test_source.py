@@ -10,9 +10,9 @@ from PIL import Image
 from samples import number, numbered, smooth, tone, write_clip, write_sound
 
 from avatar_prep.source import Limits, StillPictures, open_source
-from lipserve.colour import U8, planes_to_bgr
+from lipserve.colour import U8, ColourTags, planes_to_bgr
 from lipserve.errors import BadMedia, NotAVideo, VideoTooLarge
-from lipserve.media import ColourTags, VideoReader
+from lipserve.media import VideoReader
 
 PICTURE = smooth(96, 64)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from export.portrait.geometry import Bytes
-from lipserve.media import Mp4Writer, bgr_to_i420
+from lipserve.colour import bgr_to_i420
+from lipserve.media import Mp4Writer
 
 
 def write_clip(path: Path, frames: Iterable[Bytes], size: int, fps: int, crf: int = 18) -> None:

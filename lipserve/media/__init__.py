@@ -1,0 +1,12 @@
+"""Files of sound and video, read and written. The only package that imports PyAV.
+
+Everything read here comes from outside: only the demuxers listed in `source` may open it, none of them may open a
+second file, and sizes are checked before pictures are decoded. Time is integer: a frame's pts is its index, in units of
+1/fps.
+"""
+
+from lipserve.media.mp4 import AAC_RATES, Mp4Writer
+from lipserve.media.sound import Sound, read_sound
+from lipserve.media.video import MAX_SIDE, VideoReader
+
+__all__ = ["AAC_RATES", "MAX_SIDE", "Mp4Writer", "Sound", "VideoReader", "read_sound"]

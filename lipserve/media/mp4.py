@@ -1,0 +1,110 @@
+"""Finished videos, written frame by frame."""
+
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange
+from typing_extensions import Self
+
+from lipserve.colour import U8, ColourTags
+from lipserve.media.sound import Sound
+
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+AAC_BIT_RATE = 192_000
+
+
+class Mp4Writer:
+    """H.264 and AAC into one MP4 with its index in front, in one pass. Use as a context manager.
+
+    The video is written frame by frame; sound goes along so that both stay interleaved, and all of it is kept.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        fps: int,
+        sound: Sound | None,
+        tags: ColourTags | None = None,
+        preset: str = "veryfast",
+        crf: int = 18,
+        threads: int = 2,
+    ) -> None:
+        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        self._fps = fps
+        self._frames = 0
+        video = self._container.add_stream("libx264", rate=fps)
+        video.width, video.height = size
+        video.pix_fmt = "yuv420p"
+        video.time_base = Fraction(1, fps)
+        video.codec_context.time_base = Fraction(1, fps)
+        video.options = {"preset": preset, "crf": str(crf), "threads": str(threads)}
+        tags = tags or ColourTags()
+        video.codec_context.color_range = int(ColorRange.MPEG)
+        video.codec_context.colorspace = tags.space
+        video.codec_context.color_primaries = tags.primaries
+        video.codec_context.color_trc = tags.transfer
+        self._video = video
+        self._sound = sound
+        self._finished = False
+        self._sent = 0  # samples of sound
+        if sound is not None:
+            if sound.rate not in AAC_RATES:
+                raise ValueError(f"AAC has no sample rate {sound.rate}")
+            layout = "mono" if sound.samples.shape[0] == 1 else "stereo"
+            audio = self._container.add_stream("aac", rate=sound.rate, layout=layout)
+            audio.bit_rate = AAC_BIT_RATE if layout == "stereo" else AAC_BIT_RATE // 2
+            audio.codec_context.time_base = Fraction(1, sound.rate)
+            self._audio = audio
+        self._container.start_encoding()
+
+    @property
+    def frames(self) -> int:
+        return self._frames
+
+    def write(self, i420: U8) -> None:
+        """Append one frame: uint8 (h·3/2, w), I420."""
+        frame = av.VideoFrame.from_ndarray(i420, format="yuv420p")
+        frame.pts = self._frames
+        frame.time_base = Fraction(1, self._fps)
+        self._container.mux(self._video.encode(frame))
+        self._frames += 1
+        if self._sound is not None:
+            self._send_sound(until=self._frames * self._sound.rate // self._fps)
+
+    def _send_sound(self, until: int) -> None:
+        assert self._sound is not None
+        samples, rate = self._sound.samples, self._sound.rate
+        step = self._audio.codec_context.frame_size
+        until = min(until, samples.shape[1])
+        while self._sent < until:
+            block = np.ascontiguousarray(samples[:, self._sent : self._sent + step])
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self._audio.layout.name)
+            frame.sample_rate = rate
+            frame.pts = self._sent
+            frame.time_base = Fraction(1, rate)
+            self._container.mux(self._audio.encode(frame))
+            self._sent += block.shape[1]
+
+    def finish(self) -> None:
+        """What the encoders still hold, the rest of the sound, and the index. Leaving the block without an error calls
+        it, too."""
+        self._container.mux(self._video.encode(None))
+        if self._sound is not None:
+            self._send_sound(until=self._sound.samples.shape[1])
+            self._container.mux(self._audio.encode(None))
+        self._finished = True
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is None and not self._finished:
+            self.finish()
+        elif not self._finished:
+            with suppress(av.FFmpegError, ValueError):  # a half file's trailer hides no earlier error
+                self._container.close()
