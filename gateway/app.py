@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 import lipserve
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
     """The gateway in front of `triton_url`, or of the one in the settings."""
     logs.configure(settings.log_format)
-    app = FastAPI(title="lipserve", version=lipserve.__version__, lifespan=_lifespan)
+    app = FastAPIOffline(title="lipserve", version=lipserve.__version__, lifespan=_lifespan)
     app.state.settings = settings
     app.state.triton_url = triton_url or settings.triton_url or DEFAULT_TRITON_URL
     app.state.warm = False

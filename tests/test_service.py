@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -252,4 +253,8 @@ def test_the_api_describes_itself(client: TestClient) -> None:
         ("/health/live", "get"),
         ("/health/ready", "get"),
     }
+    page = client.get("/docs").text
+    assert "https://" not in page  # the page works without any other server
+    for address in re.findall(r'(?:src|href)="(/[^"]+)"', page):
+        assert client.get(address).status_code == 200
     assert {"404", "409", "413", "422", "503"} <= set(paths["/lip_sync"]["post"]["responses"])
