@@ -1,0 +1,142 @@
+"""The stages in order, each from where it was left: data, three networks, the result.
+
+Knows what each stage needs of the ones before; everything lies in one folder, and every function may be called again
+after being killed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from export import demo
+from export.networks import Networks
+from export.training import corpus, faces, weights
+from export.training.corpus import SPLITS
+from export.training.loop import Plan, Run
+
+VAE = Plan(steps=4000, rate=1.5e-3, warm_up=100)
+AUDIO = Plan(steps=2000, rate=6e-4, warm_up=150, evaluate_every=200)
+UNET = Plan(steps=10_000, rate=8e-4, warm_up=200, evaluate_every=500, rates={"decoder": 0.3})
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything. Counts are of the training split, then of validation."""
+
+    utterances: tuple[int, int] = (2600, 200)
+    identities: tuple[int, int] = (500, 24)
+    vae: Plan = VAE
+    vae_batch: int = 8
+    audio: Plan = AUDIO
+    audio_batch: int = 2
+    unet: Plan = UNET
+    unet_batch: int = 8
+
+
+TINY = Sizes(
+    utterances=(12, 4),
+    identities=(2, 1),
+    vae=Plan(steps=6, rate=1e-3, warm_up=2, checkpoint_every=3, evaluate_every=6),
+    vae_batch=2,
+    audio=Plan(steps=2, rate=3e-4, warm_up=1, checkpoint_every=1, evaluate_every=2),
+    audio_batch=1,
+    unet=Plan(steps=4, rate=3e-4, warm_up=2, checkpoint_every=2, evaluate_every=4),
+    unet_batch=2,
+)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """One training: where it lies, its seed and its size. `face_models`: the folder of MediaPipe's two networks."""
+
+    folder: Path
+    seed: int = 0
+    sizes: Sizes = field(default_factory=Sizes)
+    face_models: Path = Path("models/faces")
+    workers: int = 2
+
+    def speech(self) -> None:
+        """Synthesise both splits."""
+        for split, total in zip(SPLITS, self.sizes.utterances, strict=True):
+            done = len(list((self.folder / "speech" / split).glob("*.npz")))
+            made = corpus.build(self.folder, split, total, self.seed, self.workers)
+            _follow(made, f"speech {split}", max(0, total - done))
+
+    def faces(self) -> None:
+        """Render both splits."""
+        for split, total in zip(reversed(SPLITS), reversed(self.sizes.identities), strict=True):
+            made = faces.build(self.folder, split, total, self.seed, self.face_models, self.workers)
+            _follow(made, f"faces {split}", total)
+
+    def vae(self) -> Run[Any]:
+        """The first stage, ready to train."""
+        return self._vae(demo.build(self.seed))
+
+    def audio(self) -> Run[Any]:
+        """The second stage, ready to train."""
+        return self._audio(demo.build(self.seed))
+
+    def windows(self) -> None:
+        """The audio encoder's prompts for all faces."""
+        from export.training import windows
+
+        networks = demo.build(self.seed)
+        self._audio(networks).use_average()
+        for split in SPLITS:
+            made = windows.build(self.folder, split, networks.audio_encoder.eval(), self.seed)
+            for done, total in track(made, f"windows {split}"):
+                print(f"windows {split}: {done} of {total}", flush=True)
+
+    def unet(self) -> Run[Any]:
+        """The third stage, ready to train on the results of the others."""
+        return self._unet(demo.build(self.seed))
+
+    def pack(self, out: Path) -> dict[str, Any]:
+        """Write the averaged weights of all stages and `training.json`; returns what that says."""
+        networks = demo.build(self.seed)
+        runs = {"audio": self._audio(networks), "unet": self._unet(networks)}
+        scores = {name: {"steps": run.step} | run.scores() for name, run in runs.items()}
+        for run in runs.values():
+            run.use_average()
+        size = weights.save(_at_rest(networks), out)
+        report = {"seed": self.seed, "bytes": size, "numbers": weights.count(networks), "validation": scores}
+        (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+        return report
+
+    def _vae(self, networks: Networks) -> Run[Any]:
+        from export.training.vae import VaeStage
+
+        return self._run(VaeStage(networks.vae, self.folder, self.sizes.vae_batch), self.sizes.vae)
+
+    def _audio(self, networks: Networks) -> Run[Any]:
+        from export.training.audio import AudioStage
+
+        return self._run(AudioStage(networks.audio_encoder, self.folder, self.sizes.audio_batch), self.sizes.audio)
+
+    def _unet(self, networks: Networks) -> Run[Any]:
+        from export.training.unet import UNetStage
+
+        self._vae(networks).use_average()
+        stage = UNetStage(networks.unet, networks.vae, self.folder, self.sizes.unet_batch)
+        return self._run(stage, self.sizes.unet)
+
+    def _run(self, stage: Any, plan: Plan) -> Run[Any]:
+        return Run(stage, plan, self.folder / "runs", self.seed)
+
+
+def _at_rest(networks: Networks) -> Networks:
+    """On the CPU and in evaluation mode, as Networks promises."""
+    for module in (networks.unet, networks.vae, networks.audio_encoder):
+        module.cpu().eval()
+    return networks
+
+
+def _follow(made: Iterator[int], words: str, total: int) -> None:
+    for _ in track(made, words, total=total):
+        pass
