@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from lipserve.errors import LipserveError
+from lipserve.errors import LipserveError, ModelsMissing
 from lipserve.settings import Settings
 
 app = typer.Typer(name="lipserve", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -206,6 +206,8 @@ def demo(output: Annotated[Path, typer.Option("--output", "-o")] = Path("out/dem
     from avatar_prep.prepare import checked_parameters
     from gateway.engine import SyncRequest
 
+    if not DEMO_VIDEO.is_file():
+        raise ModelsMissing(f"The bundled clip {DEMO_VIDEO} is not there.", "Run it from a clone of the repository.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with _engine() as engine:
         if not engine.is_usable(DEMO_AVATAR):
