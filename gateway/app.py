@@ -5,7 +5,7 @@ Knows requests and responses; the work itself is in gateway.engine.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
@@ -19,7 +19,7 @@ from gateway import logs
 from gateway.body_limit import BodyLimit, BodyRefused
 from gateway.engine import Engine
 from gateway.request_id import RequestId
-from gateway.routes import router
+from gateway.routes import log_refused_call, router
 from gateway.work import Scratch, Workers
 from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, UploadStalled
 from lipserve.settings import Settings
@@ -123,6 +123,8 @@ def _answer_invalid(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
+    given = exc.body if isinstance(exc.body, Mapping) else {}
+    log_refused_call(request, {name: value for name, value in given.items() if isinstance(value, str)})
     return _answer_error(request, InvalidParameter(f"{where}: {first['msg']}.", "See /docs for the parameters."))
 
 

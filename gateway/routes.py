@@ -100,13 +100,25 @@ async def _logged_job(
     return result, folder
 
 
+def log_refused_call(request: Request, fields: Mapping[str, str]) -> None:
+    """The arrival of a main call whose form could not be read as parameters; its answer is logged with the error."""
+    what = request.url.path.strip("/")
+    if what in ("prepare_avatar", "lip_sync"):
+        known = _field_names(request)
+        log.info(f"{what} received", **{name: _short(value) for name, value in fields.items() if name in known})
+
+
 def _short(value: Any) -> Any:
     return value[:200] if isinstance(value, str) else value
 
 
+def _field_names(request: Request) -> set[str]:
+    return {field.alias for field in request.scope["route"].dependant.body_params}
+
+
 async def _refuse_unknown_fields(request: Request) -> None:
     """A misspelt optional field would silently do nothing."""
-    known = {field.alias for field in request.scope["route"].dependant.body_params}
+    known = _field_names(request)
     unknown = sorted(set(await request.form()) - known)
     if unknown:
         raise InvalidParameter(f"There is no field {unknown[0][:100]!r}.", f"There are {', '.join(sorted(known))}.")

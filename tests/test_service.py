@@ -210,6 +210,20 @@ def test_both_calls_log_twice_with_the_same_numbers_as_the_headers(
     assert float(response.headers["x-seconds-total"]) == answered["seconds"] >= sum(answered["stages"].values()) - 0.01
 
 
+def test_a_call_with_an_unreadable_parameter_is_logged_too(
+    client: TestClient, lisa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    (handler,) = (h for h in logging.getLogger().handlers if type(h) is logging.StreamHandler)
+    monkeypatch.setattr(handler, "stream", written)
+    client.post("/lip_sync", data={"avatar_id": lisa, "fps": "many", "event": "x"}, files={"audio": b"x"})
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    received, refused = (line for line in lines if "lip_sync" in line["event"] and "testserver" not in line["event"])
+    assert (received["event"], received["avatar_id"], received["fps"]) == ("lip_sync received", lisa, "many")
+    assert refused["event"].startswith("POST /lip_sync refused: 422 invalid_parameter: fps")
+    assert refused["request_id"] == received["request_id"]
+
+
 def test_nothing_of_a_request_is_left_behind(client: TestClient, lisa: str, settings: Settings, tmp_path: Path) -> None:
     say(client, write_sound(tmp_path / "a.wav", tone(0.2), 16000))
     client.post("/lip_sync", data={"avatar_id": lisa}, files={"audio": b"not audio"})
