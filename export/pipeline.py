@@ -33,16 +33,6 @@ class Written:
     checks: list[Check]
 
 
-def export_demo(models_dir: Path, repository_dir: Path, seed: int = 0, progress: Progress | None = None) -> None:
-    """Export the demo profile for the target `cpu`.
-
-    Writes `repository_dir/cpu/` (a Triton model repository) and `models_dir/demo/audio_encoder.onnx`.
-    """
-    from export import demo
-
-    export_networks(demo.build(seed), "cpu", models_dir, repository_dir, progress)
-
-
 def export_networks(
     networks: Networks, target: str, models_dir: Path, repository_dir: Path, progress: Progress | None = None
 ) -> list[Written]:

@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 import lipserve
 from gateway import logs
 from gateway.body_limit import BodyLimit, BodyRefused
+from gateway.calls import log_refused_call
 from gateway.engine import Engine
 from gateway.request_id import RequestId
-from gateway.routes import log_refused_call, router
+from gateway.routes import router
 from gateway.work import Scratch, Workers
 from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, UploadStalled
 from lipserve.settings import Settings

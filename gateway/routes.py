@@ -1,31 +1,26 @@
-"""The endpoints. Each reads its parameters, logs them, hands the job to a worker, and logs the answer."""
+"""The endpoints: what they take and what they answer. How a main call is run stands in gateway.calls."""
 
-import errno
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import anyio.to_thread
 import structlog
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
 
 from avatar_prep.masks import ParsingMode
 from avatar_prep.prepare import checked_parameters
+from gateway.calls import ResultResponse, logged_job, remove
 from gateway.engine import DEFAULT_BATCH_SIZE, Engine, SyncRequest
 from gateway.features import Padding
 from gateway.inputs import display_name, take_input
 from gateway.timing import Stopwatch
-from gateway.work import Workers
 from lipserve.avatar import AvatarInfo
-from lipserve.errors import AvatarDamaged, AvatarNotFound, InvalidParameter, LipserveError, StorageFull
+from lipserve.errors import AvatarDamaged, AvatarNotFound
 
-T = TypeVar("T")
 router = APIRouter()
 log = structlog.stdlib.get_logger("gateway")
 
@@ -58,70 +53,6 @@ class Health(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (404, 409, 413, 422, 500, 502, 503, 507)
 }
-
-
-async def _logged_job(
-    request: Request,
-    what: str,
-    parameters: Mapping[str, Any],
-    workers: Workers,
-    check: Callable[[], None],
-    job: Callable[[Path, Event, Stopwatch], T],
-) -> tuple[T, Path]:
-    """Logs arrival and answer around a job in a worker; returns its result and its folder.
-
-    `check` is quick and comes first: what is wrong with the request itself need not wait for a worker.
-    """
-    log.info(f"{what} received", **{name: _short(value) for name, value in parameters.items()})
-    watch = Stopwatch()
-    status, kind = 500, "internal"
-    try:
-        await _refuse_unknown_fields(request)
-        check()
-        folder = request.app.state.scratch.folder()
-        result = await workers.run(request, folder, lambda cancelled: job(folder, cancelled, watch))
-        status, kind = 200, "ok"
-    except LipserveError as exc:
-        status, kind = exc.status, exc.kind
-        raise
-    except OSError as exc:
-        if exc.errno != errno.ENOSPC:
-            raise
-        status, kind = StorageFull.status, StorageFull.kind
-        raise StorageFull("The disk is full.", "Free some space where lipserve keeps its files.") from exc
-    finally:
-        watch.stop()
-        total, stages = round(watch.total, 3), watch.rounded()
-        request.state.seconds_headers = {
-            "x-seconds-total": f"{total:.3f}",
-            "x-seconds-stages": ", ".join(f"{name}={seconds:.3f}" for name, seconds in stages.items()),
-        }
-        log.info(f"{what} answered", status=status, kind=kind, seconds=total, stages=stages)
-    return result, folder
-
-
-def log_refused_call(request: Request, fields: Mapping[str, str]) -> None:
-    """The arrival of a main call whose form could not be read as parameters; its answer is logged with the error."""
-    what = request.url.path.strip("/")
-    if what in ("prepare_avatar", "lip_sync"):
-        known = _field_names(request)
-        log.info(f"{what} received", **{name: _short(value) for name, value in fields.items() if name in known})
-
-
-def _short(value: Any) -> Any:
-    return value[:200] if isinstance(value, str) else value
-
-
-def _field_names(request: Request) -> set[str]:
-    return {field.alias for field in request.scope["route"].dependant.body_params}
-
-
-async def _refuse_unknown_fields(request: Request) -> None:
-    """A misspelt optional field would silently do nothing."""
-    known = _field_names(request)
-    unknown = sorted(set(await request.form()) - known)
-    if unknown:
-        raise InvalidParameter(f"There is no field {unknown[0][:100]!r}.", f"There are {', '.join(sorted(known))}.")
 
 
 @router.post("/prepare_avatar", responses=ERRORS, status_code=201)
@@ -169,8 +100,8 @@ async def prepare_avatar(
 
     logged = {"avatar_id": avatar_id, "video": name, **given, "force": force}
     workers = request.app.state.preparations
-    info, folder = await _logged_job(request, "prepare_avatar", logged, workers, check, job)
-    await _remove(folder)
+    info, folder = await logged_job(request, "prepare_avatar", logged, workers, check, job)
+    await remove(folder)
     response.headers.update(request.state.seconds_headers)
     return info
 
@@ -215,23 +146,9 @@ async def lip_sync(
         "audio_padding_length_left": audio_padding_length_left,
         "audio_padding_length_right": audio_padding_length_right,
     }
-    output, _ = await _logged_job(request, "lip_sync", logged, request.app.state.syncs, check, job)
+    output, _ = await logged_job(request, "lip_sync", logged, request.app.state.syncs, check, job)
     headers = request.state.seconds_headers
     return ResultResponse(output, media_type="video/mp4", filename=f"{avatar_id}.mp4", headers=headers)
-
-
-class ResultResponse(FileResponse):
-    """A finished video; its folder is removed when it has been sent, or when nobody takes it any more."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await _remove(Path(self.path).parent)
-
-
-async def _remove(folder: Path) -> None:
-    await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _summary(avatar_id: str, look: Callable[[str], AvatarInfo]) -> AvatarSummary:

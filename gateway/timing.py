@@ -36,4 +36,4 @@ class Stopwatch:
         return (self._end or time.monotonic()) - self._start
 
     def rounded(self) -> dict[str, float]:
-        return {name: round(seconds, 3) for name, seconds in self.stages.items()}
+        return {name: round(seconds, 3) for name, seconds in dict(self.stages).items()}

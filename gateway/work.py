@@ -52,7 +52,7 @@ class Workers:
 
     def __init__(self, name: str, count: int, waiting: int) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._count, self._limit = count, count + waiting
+        self._limit = count + waiting
         self._running: dict[Future[Any], Event] = {}
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from processes import wait_for
 from samples import FORMATS, SPEECH, facts, pictures, short_clip, tone, write_sound
 
 from lipserve.embedded import EmbeddedTriton
@@ -28,8 +29,8 @@ def say(client: TestClient, audio: Path, avatar: str = "lisa", **form: object) -
 
 def test_the_gateway_is_ready_when_every_model_is_warm(client: TestClient, lisa: str) -> None:
     assert client.get("/health/live").json() == {"status": "live", "message": ""}
-    response = client.get("/health/ready")
-    assert (response.status_code, response.json()["status"]) == (200, "ready")
+    wait_for(lambda: client.get("/health/ready").status_code == 200, 60)
+    assert client.get("/health/ready").json() == {"status": "ready", "message": ""}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
