@@ -23,19 +23,19 @@ models: setup $(MODELS)
 # pip is a dependency of `lipserve setup`, so a virtual environment of venv's own kind is made.
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[export]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e .
 	touch $@
 
 $(VENV)/dev: $(VENV)/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[export,dev]'
 	touch $@
 
 models/tritonserver/wheel.sha256: lipserve/fetch.py | $(VENV)/installed
 	$(BIN)/lipserve setup
 	touch $@
 
-$(MODELS): $(wildcard export/*.py) lipserve/contract.py | setup
+$(MODELS): $(wildcard models/demo/*.onnx export/*.py) lipserve/contract.py | setup
 	$(BIN)/python -m export --target cpu --profile demo
 
 clean:
-	rm -rf $(VENV) .run out model_repository/cpu models/demo models/faces models/tritonserver models/perf_analyzer
+	rm -rf $(VENV) .run out model_repository/cpu models/faces models/tritonserver models/perf_analyzer

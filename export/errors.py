@@ -3,10 +3,13 @@
 ExportError
 ├── UnknownTarget    no such deployment target
 ├── UnknownProfile   no such set of weights
-└── ExportRefused    a graph does not compute what its torch module computes
+├── ExportRefused    a graph does not compute what its torch module computes
+├── GraphsMissing    a profile's folder lacks graphs
+└── GraphUnfit       a graph on disk is not what the contract asks for
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ExportError(Exception):
@@ -33,3 +36,20 @@ class ExportRefused(ExportError):
     def __init__(self, graph: str, batch: int, error: float, bound: float) -> None:
         super().__init__(f"graph {graph!r} refused at batch {batch}: maximum error {error:.3g} is over {bound:.3g}")
         self.graph, self.batch, self.error, self.bound = graph, batch, error, bound
+
+
+class GraphsMissing(ExportError):
+    """A profile's folder is not there or lacks graphs."""
+
+    def __init__(self, folder: Path, missing: Iterable[str]) -> None:
+        super().__init__(
+            f"{folder} lacks {', '.join(missing)}. The demo profile's graphs come with the repository (git checkout "
+            f"models/demo) and are trained anew by: python -m export.training all"
+        )
+
+
+class GraphUnfit(ExportError):
+    """A graph on disk cannot be served."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what} {why}")

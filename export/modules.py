@@ -6,9 +6,8 @@ ONNX, Triton or where the weights came from. Any diffusers VAE of the right shap
 """
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lipserve import contract
 
@@ -31,7 +30,7 @@ class UNetStep(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
         positions = sinusoidal_positions(contract.FEATURES_PER_FRAME, contract.AUDIO_WIDTH)
@@ -96,19 +95,3 @@ class FaceEncoder(nn.Module):
         encoded = self.vae.encode(pictures)
         latents: Tensor = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
         return latents
-
-
-class AudioEncoder(nn.Module):
-    """Whisper's encoder, all of its hidden states."""
-
-    def __init__(self, encoder: WhisperEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Hidden states of one 30 s segment: the embedding, then each layer, the last after the final layer norm.
-
-        log_mel: float32 (n, 80, 3000), Whisper's log-mel scale -> hidden_states: float32 (n, 1500, 5, 384)
-        """
-        states: tuple[Tensor, ...] = self.encoder(log_mel, output_hidden_states=True).hidden_states
-        return torch.stack(states, dim=2)

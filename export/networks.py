@@ -7,9 +7,8 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 ID_DIGITS = 12  # hexadecimal digits of the digest kept in a weights id
 
@@ -19,9 +18,9 @@ class Networks:
     """One profile's networks, all in evaluation mode, on the CPU, float32."""
 
     profile: str
-    unet: UNet2DConditionModel
+    unet: nn.Module  # called as diffusers' UNet2DConditionModel
     vae: AutoencoderKL | AutoencoderTiny
-    audio_encoder: WhisperEncoder
+    audio_encoder: nn.Module  # log_mel -> hidden_states, the contract's AUDIO_ENCODER
 
     @property
     def weights_id(self) -> str:

@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import nn
 
-from export.modules import AudioEncoder, FaceDecoder, FaceEncoder, UNetStep
+from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
 from lipserve import contract
 
@@ -40,7 +40,7 @@ def graphs(networks: Networks) -> tuple[Graph, ...]:
         Graph(contract.UNET, UNetStep(networks.unet)),
         Graph(contract.VAE_DECODER, FaceDecoder(networks.vae)),
         Graph(contract.VAE_ENCODER, FaceEncoder(networks.vae)),
-        Graph(contract.AUDIO_ENCODER, AudioEncoder(networks.audio_encoder)),
+        Graph(contract.AUDIO_ENCODER, networks.audio_encoder),
     )
 
 
@@ -57,6 +57,7 @@ def write_graph(graph: Graph, path: Path, weights_id: str) -> None:
             output_names=[t.name for t in outputs],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
             dynamo=True,
+            optimize=False,  # keeps every weight under its own name; ONNX Runtime optimises when it loads
             verbose=False,
         )
     assert program is not None

@@ -1,6 +1,7 @@
-"""The export from end to end: networks → graphs → checks → files in their places.
+"""The export from end to end, in two halves: networks → checked graphs in a folder; graphs → a model repository.
 
-Nothing is put in place unless every graph has passed its check. Imports torch only once it runs.
+Nothing is put in place unless every graph has passed its check. Only the first half needs torch, and imports it once
+it runs.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.repository import SERVED, graph_path, replace_file, require_target, write_repository
-from lipserve import contract
+from export.bundle import Bundle, graph_file, read_bundle
+from export.repository import replace_file, require_target, write_repository
 
 if TYPE_CHECKING:
     from export.networks import Networks
@@ -33,31 +34,34 @@ class Written:
     checks: list[Check]
 
 
-def export_networks(
-    networks: Networks, target: str, models_dir: Path, repository_dir: Path, progress: Progress | None = None
-) -> list[Written]:
-    """Export and check every graph of `networks`, then write the model repository and the audio encoder."""
+def write_graphs(networks: Networks, folder: Path, progress: Progress | None = None) -> list[Written]:
+    """Export every graph of `networks` into `folder`, each checked against torch before the first is put in place."""
+    from export.halves import make_small
     from export.onnx_graphs import graphs, write_graph
     from export.verify import verify
 
-    require_target(target)
     say = progress or (lambda words: None)
     weights_id = networks.weights_id
-    places = {model.name: graph_path(repository_dir / target, model) for model in SERVED}
-    places[contract.AUDIO_ENCODER.name] = models_dir / networks.profile / "audio_encoder.onnx"
     written = []
     with tempfile.TemporaryDirectory(prefix="lipserve-export-") as scratch:
-        files: dict[str, Path] = {}
         for graph in graphs(networks):
             started = time.monotonic()
-            path = files[graph.name] = Path(scratch) / f"{graph.name}.onnx"
+            path = graph_file(Path(scratch), graph.model)
             say(f"exporting {graph.name}")
             write_graph(graph, path, weights_id)
+            make_small(path)
             say(f"checking {graph.name}")
             checks = verify(graph, path)
             seconds = time.monotonic() - started
-            written.append(Written(graph.name, places[graph.name], path.stat().st_size, seconds, checks))
-        say("writing the model repository")
-        replace_file(files[contract.AUDIO_ENCODER.name], places[contract.AUDIO_ENCODER.name])
-        write_repository(repository_dir, target, files, weights_id)
+            written.append(Written(graph.name, graph_file(folder, graph.model), path.stat().st_size, seconds, checks))
+        for done in written:
+            replace_file(Path(scratch) / done.path.name, done.path)
     return written
+
+
+def publish(models_dir: Path, profile: str, target: str, repository_dir: Path) -> Bundle:
+    """Write the model repository of a target from the graphs in models_dir/<profile>; returns what it was made of."""
+    require_target(target)
+    bundle = read_bundle(models_dir / profile)
+    write_repository(repository_dir, target, bundle.files, bundle.weights_id)
+    return bundle

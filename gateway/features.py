@@ -60,7 +60,7 @@ class AudioEncoder:
         if not file.is_file():
             raise ModelsMissing(
                 f"The audio encoder {file} is not there.",
-                "Make the demo models: pip install -e '.[export]' && python -m export --target cpu",
+                "The demo's comes with the repository (git checkout models/demo), in the folder LIPSERVE_MODELS_DIR.",
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

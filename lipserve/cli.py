@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -25,9 +26,16 @@ app = typer.Typer(name="lipserve", help=__doc__, no_args_is_help=True, pretty_ex
 err = Console(stderr=True)
 
 MAX_CONNECTIONS = 512  # beyond them uvicorn answers 503 at once
-DEMO_AVATAR = "lisa"
-DEMO_VIDEO = Path(__file__).parent.parent / "demo" / "lisa.mp4"
-DEMO_SPEECH = Path(__file__).parent.parent / "demo" / "speech.flac"
+DEMO = Path(__file__).parent.parent / "demo"
+DEMO_SPEECH = DEMO / "speech.flac"
+
+
+class DemoAvatar(str, Enum):
+    """The bundled people."""
+
+    lisa = "lisa"
+    lucy = "lucy"
+    mark = "mark"
 
 
 def main() -> None:
@@ -201,19 +209,23 @@ def sync(
 
 
 @app.command()
-def demo(output: Annotated[Path, typer.Option("--output", "-o")] = Path("out/demo.mp4")) -> None:
-    """The bundled avatar says the bundled sentence; prepares it first if it is not there or not up to date."""
+def demo(
+    avatar: Annotated[DemoAvatar, typer.Option(help="Who speaks.")] = DemoAvatar.lisa,
+    output: Annotated[Path, typer.Option("--output", "-o")] = Path("out/demo.mp4"),
+) -> None:
+    """A bundled avatar says the bundled sentence; it is prepared first if it is not there or not up to date."""
     from avatar_prep.prepare import checked_parameters
     from gateway.engine import SyncRequest
 
-    if not DEMO_VIDEO.is_file():
-        raise ModelsMissing(f"The bundled clip {DEMO_VIDEO} is not there.", "Run it from a clone of the repository.")
+    clip = DEMO / f"{avatar.value}.mp4"
+    if not clip.is_file():
+        raise ModelsMissing(f"The bundled clip {clip} is not there.", "Run it from a clone of the repository.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with _engine() as engine:
-        if not engine.is_usable(DEMO_AVATAR):
+        if not engine.is_usable(avatar.value):
             with _bars() as bars:
-                engine.prepare(DEMO_VIDEO, DEMO_AVATAR, checked_parameters({}), True, bars)
-        _sync(engine, SyncRequest(DEMO_AVATAR), DEMO_SPEECH, output)
+                engine.prepare(clip, avatar.value, checked_parameters({}), True, bars)
+        _sync(engine, SyncRequest(avatar.value), DEMO_SPEECH, output)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ class EmbeddedTriton:
         if not list(self._repository.glob("*/config.pbtxt")):
             raise ModelsMissing(
                 f"There is no model in {self._repository}.",
-                "Make the demo models: pip install -e '.[export]' && python -m export --target cpu",
+                "Make them: python -m export --target cpu --profile demo",
             )
 
     def _backends(self) -> Path:

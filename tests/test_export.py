@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
+import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 from diffusers import AutoencoderKL  # noqa: E402
 from google.protobuf import json_format, text_format  # noqa: E402
@@ -24,10 +26,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tritonclient.grpc import model_config_pb2  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from export import demo, pipeline, repository, triton_config, verify  # noqa: E402
+from export import demo, halves, pipeline, repository, triton_config, verify  # noqa: E402
 from export.cli import app  # noqa: E402
-from export.errors import ExportRefused, UnknownTarget  # noqa: E402
-from export.modules import AudioEncoder, FaceDecoder, FaceEncoder, UNetStep, sinusoidal_positions  # noqa: E402
+from export.demo_unet import HEADS  # noqa: E402
+from export.errors import ExportError, ExportRefused, GraphsMissing, GraphUnfit, UnknownTarget  # noqa: E402
+from export.modules import FaceDecoder, FaceEncoder, UNetStep, sinusoidal_positions  # noqa: E402
 from export.networks import Networks  # noqa: E402
 from export.onnx_graphs import Graph, write_graph  # noqa: E402
 from lipserve import contract  # noqa: E402
@@ -131,17 +134,28 @@ def test_a_decoded_kl_latent_is_the_encoders_scale() -> None:
 
 
 def test_audio_encoder_gives_the_embedding_and_every_layer(networks: Networks) -> None:
-    encoder = networks.audio_encoder
+    encoder: Any = networks.audio_encoder
     log_mel = torch.from_numpy(verify.inputs(contract.AUDIO_ENCODER, 1)["log_mel"])
     with torch.inference_mode():
-        states = AudioEncoder(encoder)(log_mel)
-        embedding = torch.nn.functional.gelu(encoder.conv2(torch.nn.functional.gelu(encoder.conv1(log_mel))))
-        embedding = embedding.transpose(1, 2) + encoder.embed_positions.weight
-        second = encoder.layers[1](states[:, :, 1], None)
-        last = encoder.layer_norm(encoder.layers[3](states[:, :, 3], None))
-    assert (states.shape, states.dtype) == ((1, 1500, 5, 384), torch.float32)
-    for layer, wanted in ((0, embedding), (2, second), (4, last)):
-        assert torch.allclose(states[:, :, layer], wanted, atol=1e-5), layer
+        states = encoder(log_mel)
+        found = torch.nn.functional.gelu(encoder.conv2(torch.nn.functional.gelu(encoder.conv1(log_mel))))
+        assert (states.shape, states.dtype) == ((1, 1500, 5, 384), torch.float32)
+        for layer in range(5):
+            if layer:
+                found = encoder.layers[layer - 1](found)
+            normed = torch.nn.functional.layer_norm(found.transpose(1, 2), (384,))
+            assert torch.allclose(states[:, :, layer], normed, atol=1e-4), layer
+
+
+def test_audio_encoder_hears_half_a_second_around(networks: Networks) -> None:
+    """A sound changes the states near it, and none that are farther than the layers reach."""
+    silence = torch.zeros(1, 80, 3000)
+    click = silence.clone()
+    click[:, :, 1500] = 1
+    with torch.inference_mode():
+        change = (networks.audio_encoder(click) - networks.audio_encoder(silence)).abs().amax(dim=(0, 2, 3))
+    heard = change.nonzero()[:, 0]
+    assert 750 - 22 <= heard.min() < 750 < heard.max() <= 750 + 22
 
 
 # -- the demo profile -------------------------------------------------------------------------------------------------
@@ -177,9 +191,54 @@ def test_untrained_pictures_are_visible_noise(networks: Networks) -> None:
     assert again.abs().max() < 100
 
 
-def test_the_unet_has_one_attention_head(networks: Networks) -> None:
+def test_an_untrained_unet_repeats_the_reference(networks: Networks) -> None:
+    features, face_latents = (torch.from_numpy(feed) for feed in verify.inputs(contract.UNET, 2).values())
+    with torch.inference_mode():
+        latents = UNetStep(networks.unet)(features, face_latents)
+    reference = face_latents[:, contract.LATENT_CHANNELS :]
+    change = (latents - reference).float().abs()
+    assert 0 < change.mean() < 0.1
+
+
+def test_the_unet_has_as_many_attention_heads_as_it_says(networks: Networks) -> None:
     heads = {module.heads for module in networks.unet.modules() if hasattr(module, "heads")}
-    assert heads == {1}
+    assert heads == {HEADS}
+
+
+# -- small files ------------------------------------------------------------------------------------------------------
+
+
+class Product(torch.nn.Module):
+    """A weight that FP16 can say, and one that it cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        exact = torch.arange(64.0).reshape(8, 8) / 8
+        self.exact, self.other = torch.nn.Parameter(exact), torch.nn.Parameter(exact + 1e-4)
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.exact @ self.other
+
+
+def test_only_what_half_precision_says_exactly_is_stored_so(tmp_path: Path) -> None:
+    path, x = tmp_path / "product.onnx", torch.randn(3, 8)
+    program = torch.onnx.export(Product(), (x,), dynamo=True, optimize=False, verbose=False)
+    assert program is not None
+    program.save(path, external_data=False)
+    before, (wanted,) = path.stat().st_size, run_graph(path, x)
+    halves.make_small(path)
+    types = {constant.name: constant.data_type for constant in onnx.load(path).graph.initializer}
+    assert types == {"exact/half": onnx.TensorProto.FLOAT16, "other": onnx.TensorProto.FLOAT}
+    assert path.stat().st_size < before
+    assert np.array_equal(run_graph(path, x)[0], wanted)
+    stored = halves.stored_weights(path)
+    assert {name: value.dtype for name, value in stored.items()} == {"exact": np.float32, "other": np.float32}
+    assert np.array_equal(stored["exact"], Product().exact.detach().numpy())
+
+
+def run_graph(path: Path, x: Any) -> Any:
+    session = onnxruntime.InferenceSession(path)
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -227,37 +286,78 @@ class StandInUNet(torch.nn.Module):
         return SimpleNamespace(sample=self.conv(sample) + encoder_hidden_states.mean((1, 2))[:, None, None, None])
 
 
-class StandInWhisper(torch.nn.Module):
+class StandInAudioEncoder(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = torch.nn.Conv1d(80, 384, 3, stride=2, padding=1)
 
-    def forward(self, log_mel: Any, output_hidden_states: bool) -> Any:
+    def forward(self, log_mel: Any) -> Any:
         embedding = self.conv(log_mel).transpose(1, 2)
-        return SimpleNamespace(hidden_states=tuple(embedding * layer for layer in range(5)))
+        return torch.stack([embedding * layer for layer in range(5)], dim=2)
 
 
 def stand_in_networks() -> Networks:
     """The contract's shapes at the least cost, for the time that an export takes."""
     torch.manual_seed(0)
-    networks: Any = ("stand-in", StandInUNet(), tiny_kl(), StandInWhisper())
+    networks: Any = ("stand-in", StandInUNet(), tiny_kl(), StandInAudioEncoder())
     return Networks(*networks)
 
 
-def test_the_pipeline_writes_every_file_and_says_what_it_does(tmp_path: Path) -> None:
-    networks, said = stand_in_networks(), []
-    written = pipeline.export_networks(networks, "cpu", tmp_path / "models", tmp_path / "repository", said.append)
-    names = ["unet", "vae_decoder", "vae_encoder", "audio_encoder"]
-    assert [graph.graph for graph in written] == names
-    assert said == [f"{verb} {name}" for name in names for verb in ("exporting", "checking")] + [
-        "writing the model repository"
-    ]
-    assert written[-1].path == tmp_path / "models/stand-in/audio_encoder.onnx"
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> tuple[Networks, Path, list[str]]:
+    """Networks, the folder of models with their graphs in stand-in/, and what was said meanwhile."""
+    networks, said, models = stand_in_networks(), [], tmp_path_factory.mktemp("models")
+    written = pipeline.write_graphs(networks, models / networks.profile, said.append)
+    assert [graph.graph for graph in written] == NAMES
     for graph in written:
+        assert graph.path == models / "stand-in" / f"{graph.graph}.onnx"
+        assert graph.path.stat().st_size == graph.size
         session = onnxruntime.InferenceSession(graph.path)
         assert session.get_modelmeta().custom_metadata_map[contract.WEIGHTS_ID] == networks.weights_id
-        assert graph.path.stat().st_size == graph.size
-    assert (tmp_path / "repository/cpu/lipsync/config.pbtxt").is_file()
+    return networks, models, said
+
+
+NAMES = ["unet", "vae_decoder", "vae_encoder", "audio_encoder"]
+
+
+def test_the_export_says_what_it_does(stand_in: tuple[Networks, Path, list[str]]) -> None:
+    assert stand_in[2] == [f"{verb} {name}" for name in NAMES for verb in ("exporting", "checking")]
+
+
+def test_graphs_are_published_as_a_repository(stand_in: tuple[Networks, Path, list[str]], tmp_path: Path) -> None:
+    networks, models, _ = stand_in
+    bundle = pipeline.publish(models, "stand-in", "cpu", tmp_path)
+    assert bundle.weights_id == networks.weights_id
+    assert networks.weights_id in (tmp_path / "cpu/lipsync/config.pbtxt").read_text()
+    for name in NAMES[:3]:
+        served = tmp_path / "cpu" / name / "1/model.onnx"
+        assert served.read_bytes() == (models / "stand-in" / f"{name}.onnx").read_bytes()
+
+
+def test_graphs_that_do_not_fit_are_not_published(stand_in: tuple[Networks, Path, list[str]], tmp_path: Path) -> None:
+    folder = tmp_path / "models/stand-in"
+    shutil.copytree(stand_in[1] / "stand-in", folder)
+
+    def refused(match: str, error: type[ExportError] = GraphUnfit) -> None:
+        with pytest.raises(error, match=match):
+            pipeline.publish(tmp_path / "models", "stand-in", "cpu", tmp_path / "repository")
+        assert not (tmp_path / "repository").exists()
+
+    decoder, encoder = folder / "vae_decoder.onnx", folder / "vae_encoder.onnx"
+    kept = decoder.read_bytes()
+    decoder.unlink()
+    refused(r"lacks vae_decoder\.onnx", GraphsMissing)
+    decoder.write_bytes(encoder.read_bytes())
+    refused(r"vae_decoder\.onnx has the inputs .*crops.*contract asks for .*latents")
+    decoder.write_bytes(kept[: len(kept) // 2])
+    refused("cannot be opened")
+    model = onnx.load_from_string(kept)
+    model.metadata_props[0].value = "stand-in-of-yesterday"
+    onnx.save(model, decoder)
+    refused("of different weights")
+    del model.metadata_props[:]
+    onnx.save(model, decoder)
+    refused("does not say whose weights")
 
 
 def test_a_refused_graph_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: Networks) -> None:
@@ -265,7 +365,7 @@ def test_a_refused_graph_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("export.onnx_graphs.graphs", lambda networks: (decoder,))
     monkeypatch.setattr("export.verify.LEVEL_BOUND", -1.0)
     with pytest.raises(ExportRefused):
-        pipeline.export_networks(networks, "cpu", tmp_path / "models", tmp_path / "repository")
+        pipeline.write_graphs(networks, tmp_path / "models")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -266,7 +266,7 @@ def test_what_between_raises_ends_the_work() -> None:
 def test_a_missing_encoder_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(ModelsMissing, match=r"audio_encoder\.onnx") as caught:
         AudioEncoder(tmp_path / "audio_encoder.onnx", 1)
-    assert "python -m export" in caught.value.hint
+    assert "git checkout models/demo" in caught.value.hint
 
 
 def test_the_encoder_gives_all_states_and_hears_when_the_sound_is(exported: Path) -> None:

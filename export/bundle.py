@@ -1,0 +1,77 @@
+"""The graphs of a profile as they lie on disk: four ONNX files that must belong together.
+
+    models/<profile>/unet.onnx, vae_decoder.onnx, vae_encoder.onnx, audio_encoder.onnx
+
+Knows how to find and check them, with ONNX Runtime alone: no torch is needed to serve what is already a graph.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from export.errors import GraphsMissing, GraphUnfit
+from lipserve import contract
+
+MODELS = (contract.UNET, contract.VAE_DECODER, contract.VAE_ENCODER, contract.AUDIO_ENCODER)  # those that are a graph
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A profile's graphs, checked. `files`: by model name."""
+
+    files: dict[str, Path]
+    weights_id: str
+
+
+def graph_file(folder: Path, model: contract.Model) -> Path:
+    """Where a model's graph lies in a profile's folder."""
+    return folder / f"{model.name}.onnx"
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Find and check a profile's graphs. Raises GraphsMissing and GraphUnfit."""
+    files = {model.name: graph_file(folder, model) for model in MODELS}
+    missing = [file.name for file in files.values() if not file.is_file()]
+    if missing:
+        raise GraphsMissing(folder, missing)
+    ids = {name: _check(model, files[name]) for name, model in zip(files, MODELS, strict=True)}
+    (weights_id, *others) = dict.fromkeys(ids.values())
+    if others:
+        raise GraphUnfit("The graphs", f"are of different weights: {ids}")
+    return Bundle(files, weights_id)
+
+
+def _check(model: contract.Model, file: Path) -> str:
+    """Hold a graph against the contract and run it once; returns the identity of its weights."""
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # ONNX Runtime's own exceptions share no base but this
+        raise GraphUnfit(str(file), f"cannot be opened: {exc}") from exc
+    for words, found, tensors in (
+        ("inputs", session.get_inputs(), model.inputs),
+        ("outputs", session.get_outputs(), model.outputs),
+    ):
+        has = {node.name: (node.type, tuple(node.shape[1:])) for node in found}
+        wants = {tensor.name: (_onnx_type(tensor), tensor.shape) for tensor in tensors}
+        if has != wants:
+            raise GraphUnfit(str(file), f"has the {words} {has}; the contract asks for {wants}")
+    zeros = {tensor.name: np.zeros((1, *tensor.shape), tensor.dtype) for tensor in model.inputs}
+    if not all(np.isfinite(output).all() for output in session.run(None, zeros)):
+        raise GraphUnfit(str(file), "answers zeros with what is not a number")
+    weights_id = session.get_modelmeta().custom_metadata_map.get(contract.WEIGHTS_ID, "")
+    if not weights_id:
+        raise GraphUnfit(str(file), f"does not say whose weights it holds: metadata {contract.WEIGHTS_ID!r}")
+    return str(weights_id)
+
+
+def _onnx_type(tensor: contract.Tensor) -> str:
+    return {"float16": "tensor(float16)", "float32": "tensor(float)", "uint8": "tensor(uint8)"}[tensor.dtype]
+
+
+def sizes(bundle: Bundle) -> Iterator[tuple[Path, int]]:
+    """Each file with its bytes."""
+    for file in bundle.files.values():
+        yield file, file.stat().st_size
