@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from export.portrait.controls import REST_MOUTH
 from export.speech import augment, espeak, texts, voices
@@ -21,6 +22,7 @@ from export.speech.coarticulation import (
 )
 from export.speech.espeak import Phone, Speech, SpeechUnavailable, join, silence, speak
 from export.speech.visemes import CLASS_OF, NAMES, VISEMES, gestures
+from gateway.features import log_mel
 from lipserve.contract import SAMPLE_RATE
 
 needs_espeak = pytest.mark.skipif(not espeak.is_available(), reason="needs libespeak-ng: apt-get install espeak-ng")
@@ -254,3 +256,21 @@ def test_tempo_divides_all_times(clicks: np.ndarray, factor: float) -> None:
     assert faster.seconds == pytest.approx(1 / factor, abs=1e-3)
     assert faster.phones[1].start == pytest.approx(0.5 / factor, abs=1e-3)
     assert int(np.abs(faster.samples).argmax()) / SAMPLE_RATE == pytest.approx(0.5 / factor, abs=3e-3)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+@pytest.mark.parametrize("hertz", [500, 2000])
+def test_another_throat_multiplies_frequencies(hertz: float, factor: float) -> None:
+    def heard(frequency: float) -> NDArray[np.float32]:
+        return log_mel((0.3 * np.sin(2 * np.pi * frequency * np.arange(16000) / 16000)).astype(np.float32))
+
+    warped = augment.other_throat(heard(hertz), factor)
+    assert warped.shape == (80, 3000) and warped.dtype == np.float32
+    assert abs(int(warped[:, 50].argmax()) - int(heard(hertz * factor)[:, 50].argmax())) <= 1
+
+
+@needs_espeak
+def test_a_change_of_language_is_no_sound() -> None:
+    """eSpeak says "Mathilde" in English within French, and marks that with (en) and (fr), which have lips if read."""
+    symbols = [phone.symbol for phone in speak("Mathilde et Marie vont de Vienne.", "fr-fr").phones]
+    assert len(symbols) > 15 and not any("(" in symbol for symbol in symbols)

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from avatar_prep.prepare import Parameters
 from export import demo
 from export.modules import FaceEncoder, UNetStep
+from export.pipeline import write_graphs
 from export.speech import espeak
+from export.speech.augment import other_throat
 from export.speech.espeak import Speech
-from export.training import corpus, faces, segments, weights, windows
-from export.training.audio import AudioStage, begin_nearby, heard
+from export.training import corpus, faces, latents, segments, weights, windows
+from export.training.audio import AudioStage, heard
 from export.training.corpus import Corpus
 from export.training.faces import Faces
 from export.training.loop import Plan, Run
 from export.training.pixels import lip_weights, picture_loss, psnr, to_rgb
-from export.training.unet import UNetStage, Windows, speaking
-from export.training.vae import mirrored, pictures
+from export.training.unet import People, UNetStage
+from export.training.vae import SQUARE, mirrored, pictures
 from gateway.features import Padding, log_mel, prompts
 from lipserve import contract
 
@@ -167,27 +169,16 @@ def test_a_window_is_the_gateways_window() -> None:
         assert np.array_equal(windows.window(states, windows.middle(part, frame)), served.batch(frame, frame + 1)[0])
 
 
-def test_attention_begins_nearby() -> None:
-    encoder = demo.build_audio_encoder()
-    begin_nearby(encoder)
-    encoder.set_attn_implementation("eager")
-    with torch.inference_mode():
-        maps = encoder(torch.zeros(1, 80, 3000), output_attentions=True).attentions[0][0]
-    centres = maps[:, 700:800].argmax(-1) - torch.arange(700, 800)
-    assert centres.float().median(dim=1).values.tolist() == [-6, -3, -1, 1, 3, 6]
-
-
-def test_weights_come_back(tmp_path: Path) -> None:
+def test_weights_come_back_out_of_the_graphs(tmp_path: Path) -> None:
     trained, fresh = demo.build(1), demo.build(2)
-    size = weights.save(trained, tmp_path)
-    assert size < 25e6
-    assert not weights.is_there(tmp_path / "elsewhere") and weights.is_there(tmp_path)
+    weights.round_to_half(trained)
+    sizes = [graph.size for graph in write_graphs(trained, tmp_path)]
+    assert sum(sizes) < 25e6
     weights.load(fresh, tmp_path)
-    for one, other in zip(trained.unet.parameters(), fresh.unet.parameters(), strict=True):
-        assert torch.equal(one.half().float(), other)
-    assert torch.equal(trained.audio_encoder.embed_positions.weight, fresh.audio_encoder.embed_positions.weight)
-    with pytest.raises(weights.WeightsMissing, match="not there"):
-        weights.load(fresh, tmp_path / "elsewhere")
+    assert fresh.weights_id == trained.weights_id
+    shutil.copyfile(tmp_path / "vae_decoder.onnx", tmp_path / "vae_encoder.onnx")
+    with pytest.raises(weights.WeightsUnfit, match=r"vae.*encoder\."):
+        weights.load(fresh, tmp_path)
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -246,9 +237,14 @@ def test_a_segment_has_the_contracts_shapes_and_its_truth_in_place(data: Path) -
 @needs_espeak
 def test_segments_are_seeded_and_as_the_gateway_hears_them(data: Path) -> None:
     corpus_ = Corpus(data, "train")
-    one, two = (segments.draw(corpus_, rng(2)) for _ in range(2))
-    assert np.array_equal(one.samples, two.samples) and np.array_equal(one.controls, two.controls)
-    assert np.array_equal(one.log_mel, log_mel(one.samples))
+    throats = set()
+    for seed in range(4):
+        one, two = (segments.draw(corpus_, rng(seed)) for _ in range(2))
+        assert np.array_equal(one.samples, two.samples) and np.array_equal(one.controls, two.controls)
+        own = log_mel(one.samples)
+        assert np.array_equal(one.log_mel, own if one.throat == 1 else other_throat(own, one.throat))
+        throats.add(one.throat == 1)
+    assert throats == {True, False}
 
 
 @needs_espeak
@@ -292,34 +288,67 @@ def test_lips_lie_in_their_rectangle(data: Path) -> None:
 
 
 @needs_espeak
-def test_batches_have_the_shapes_of_the_contract(data: Path) -> None:
+def test_vae_batches_look_at_mouths(data: Path) -> None:
     files = Faces.open(data, "train")
-    batch = pictures(files, 3, rng(0))
-    assert batch.crops.shape == (3, *contract.CROPS.shape) and batch.noise.shape == (3, *contract.LATENTS.shape)
-    shape = (faces.SPOKEN, windows.RECORDINGS, *contract.AUDIO_FEATURES.shape)
-    windowed = Windows(np.zeros((1, *shape), np.float16), np.ones((2, *contract.AUDIO_FEATURES.shape), np.float16))
-    spoken = speaking(files, windowed, 3, rng(0))
-    assert spoken.target.shape == spoken.reference.shape == (3, *contract.CROPS.shape)
-    assert spoken.windows.shape == (3, *contract.AUDIO_FEATURES.shape) and spoken.windows.dtype == np.float16
-    again = speaking(files, windowed, 3, rng(0))
-    assert all(np.array_equal(a, b) for a, b in zip(spoken, again, strict=True))
+    batches = [pictures(files, 3, rng(seed)) for seed in range(40)]
+    held = []
+    for batch in batches:
+        held.append(int(batch.lips[0, 3]) - batch.top <= SQUARE + 4)  # the lower lip is in it
+        assert batch.crops.shape == (3, *contract.CROPS.shape) and batch.noise.shape == (3, 4, SQUARE // 8, SQUARE // 8)
+        assert batch.left % 8 == batch.top % 8 == 0 and min(batch.left, batch.top) >= 0
+        assert batch.square(torch.zeros(3, 1, 256, 256)).shape == (3, 1, SQUARE, SQUARE)
+    assert np.mean(held) > 0.5
+    whole = pictures(files, 3, rng(0), evaluation=True)
+    assert whole.square(torch.zeros(3, 1, 256, 256)).shape == (3, 1, 256, 256)
 
 
-@needs_espeak
-def test_the_unet_is_trained_on_what_it_is_served(data: Path) -> None:
-    """The stage's own flow gives the exported modules' latents."""
+@pytest.fixture(scope="module")
+def worked_out(data: Path) -> Path:
+    """The data with windows of noise and the untrained encoder's latents."""
     shape = (1, faces.SPOKEN, windows.RECORDINGS, *contract.AUDIO_FEATURES.shape)
     for split in corpus.SPLITS:
         np.save(data / "faces" / split / "windows.npy", rng(0).standard_normal(shape).astype(np.float16))
         np.save(data / "faces" / split / "silence.npy", np.zeros((2, *contract.AUDIO_FEATURES.shape), np.float16))
+        assert list(latents.build(data, split, demo.build(0).vae)) == [(1, 1)]
+        assert list(latents.build(data, split, demo.build(0).vae)) == []
+    return data
+
+
+@needs_espeak
+def test_unet_batches_have_the_shapes_of_the_contract(worked_out: Path) -> None:
+    people = People(worked_out, "train")
+    batch = people.speaking(3, rng(0))
+    assert batch.seen.shape == (3, *contract.FACE_LATENTS.shape) and batch.wanted.shape == (3, *contract.LATENTS.shape)
+    assert batch.windows.shape == (3, *contract.AUDIO_FEATURES.shape) and batch.windows.dtype == np.float16
+    assert batch.target.shape == batch.idle.shape == (3, *contract.CROPS.shape)
+    assert all(np.array_equal(a, b) for a, b in zip(batch, people.speaking(3, rng(0)), strict=True))
+
+
+@needs_espeak
+def test_the_unet_is_trained_on_what_it_is_served(worked_out: Path) -> None:
+    """The stage's own flow gives the exported modules' latents."""
     networks = demo.build(0)
-    stage = UNetStage(networks.unet, networks.vae, data, 2)
-    batch = stage.batch(rng(4))
+    stage = UNetStage(networks.unet, networks.vae, worked_out, 2, 4)
+    batch = People(worked_out, "val").speaking(2, rng(4), evaluation=True)
     with torch.inference_mode():
         trained = stage._speak(batch).cpu()
-        both = FaceEncoder(networks.vae.cpu())(torch.from_numpy(batch.reference))
+        both = FaceEncoder(networks.vae.cpu())(torch.from_numpy(batch.idle))
         served = UNetStep(networks.unet.cpu())(torch.from_numpy(batch.windows), both).float()
     assert torch.allclose(trained, served, atol=0.02 * float(served.abs().max()))
+
+
+@needs_espeak
+def test_the_unet_learns_from_latents_then_from_pictures(worked_out: Path) -> None:
+    networks = demo.build(0)
+    stage = UNetStage(networks.unet, networks.vae, worked_out, 2, 10)
+    for step, sees in ((0, False), (7, False), (8, True), (9, True)):
+        loss, numbers = stage.loss(stage.batch(rng(step)), step)
+        assert ("pixels" in numbers) is sees and np.isfinite(list(numbers.values())).all()
+        loss.backward()
+        grad = networks.vae.decoder.last.weight.grad
+        assert (grad is not None and bool(grad.abs().max() > 0)) is sees
+    with torch.inference_mode():
+        assert {"psnr_lips", "psnr_idle", "dark_correlation"} <= stage.evaluate().keys()
 
 
 @needs_espeak

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.speech.espeak import Phone, Speech
-from lipserve.contract import SAMPLE_RATE
+from lipserve.contract import N_MELS, SAMPLE_RATE
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -21,6 +21,7 @@ F64 = NDArray[np.float64]
 FFT_GRAIN = 8192  # samples: transforms are a multiple of this long
 
 TEMPO = (0.82, 1.22)
+THROAT = (0.80, 1.25)  # frequencies, as shares of a voice's own: a longer or a shorter vocal tract
 LEVEL = (-34.0, -10.0)  # dB of full scale, root mean square of what sounds
 NOISE = (6.0, 45.0)  # dB of speech over noise
 ECHO_SECONDS = (0.05, 0.35)  # reverberation down to a thousandth
@@ -64,6 +65,18 @@ def noise(count: int, rng: np.random.Generator) -> F32:
     swell = np.interp(np.arange(count), np.linspace(0, count, 12), rng.uniform(0.6, 1.4, 12))
     made = coloured_noise * swell
     return np.asarray(made / max(float(np.sqrt(np.mean(made * made))), 1e-9), np.float32)
+
+
+def other_throat(log_mel: F32, factor: float) -> F32:
+    """Spoken by a vocal tract of another length: all frequencies times the factor. float32 (80, t), Whisper's scale.
+
+    Jaitly and Hinton 2013, "Vocal Tract Length Perturbation", without their bend at the upper end.
+    """
+    centres = librosa.mel_frequencies(n_mels=N_MELS + 2, fmax=SAMPLE_RATE / 2)[1:-1]
+    source = np.interp(centres / factor, centres, np.arange(N_MELS))
+    below = np.minimum(source.astype(int), N_MELS - 2)
+    share = (source - below).astype(np.float32)[:, None]
+    return np.asarray((1 - share) * log_mel[below] + share * log_mel[below + 1], np.float32)
 
 
 def in_room(samples: F32, rng: np.random.Generator) -> F32:

@@ -59,11 +59,12 @@ def is_available() -> bool:
     return True
 
 
-def speak(text: str, voice: str = "en-gb", speed: int = 150, pitch: int = 50) -> Speech:
+def speak(text: str, voice: str = "en-gb", speed: int = 150, pitch: int = 50, variant: str | None = None) -> Speech:
     """Say a text. `voice`: a language, with a variant if wanted, like en-gb or de+f3; `speed`: words a minute, 80 to
-    450; `pitch`: 0 to 100. Raises SpeechUnavailable.
+    450; `pitch`: 0 to 100; `variant`: the definition, as in eSpeak's own files, of the variant INVENTED in `voice`.
+    Raises SpeechUnavailable.
     """
-    request = json.dumps({"text": text, "voice": voice, "speed": speed, "pitch": pitch})
+    request = json.dumps({"text": text, "voice": voice, "speed": speed, "pitch": pitch, "variant": variant})
     command = [sys.executable, "-S", "-E", str(SYNTHESISER)]
     try:
         done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=TIMEOUT)
@@ -77,11 +78,15 @@ def speak(text: str, voice: str = "en-gb", speed: int = 150, pitch: int = 50) ->
     wave = np.frombuffer(data, np.int16).astype(np.float32) / np.float32(32768)
     if not wave.size or not any(symbol for symbol, _ in said["phones"]):
         raise SpeechUnavailable(f"eSpeak NG has nothing to say for {text[:60]!r}")
-    phones = _intervals(
-        [(symbol, sample / said["rate"]) for symbol, sample in said["phones"]], wave.size / said["rate"]
-    )
+    sounds = [(symbol, sample / said["rate"]) for symbol, sample in said["phones"] if not is_switch(symbol)]
+    phones = _intervals(sounds, wave.size / said["rate"])
     resampled = librosa.resample(wave, orig_sr=said["rate"], target_sr=SAMPLE_RATE, res_type="soxr_hq")
     return Speech(np.asarray(resampled, np.float32), phones)
+
+
+def is_switch(symbol: str) -> bool:
+    """Whether it says no sound but another language, like (en) before an English name in French."""
+    return symbol.startswith("(")
 
 
 def silence(seconds: float) -> Speech:

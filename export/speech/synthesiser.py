@@ -10,8 +10,11 @@ Output: one line of JSON {"rate": Hz, "phones": [[symbol, first sample], …]}, 
 import ctypes
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 LIBRARY = "libespeak-ng.so.1"
+INVENTED = "invented"  # the variant that a request may bring
 
 SYNCHRONOUS = 2  # AUDIO_OUTPUT_SYNCHRONOUS: nothing is played, espeak_Synth returns when all has been handed over
 PHONEME_EVENTS, PHONEME_IPA, DONT_EXIT = 0x0001, 0x0002, 0x8000  # options of espeak_Initialize
@@ -68,9 +71,39 @@ def identifier(library: ctypes.CDLL, language: str) -> str:
     return language
 
 
-def synthesise(text: str, voice: str, speed: int, pitch: int) -> tuple[int, list[tuple[str, int]], bytes]:
-    """Sampling rate, (IPA symbol, first sample) of every phoneme and pause, and the samples as int16."""
-    library = ctypes.CDLL(LIBRARY)
+def with_variant(library: ctypes.CDLL, folder: Path, variant: str) -> bytes:
+    """A copy of eSpeak's data, by links, in which the voice variant INVENTED exists; returns where it lies."""
+    where = ctypes.c_char_p()
+    library.espeak_Info(ctypes.byref(where))
+    data = Path((where.value or b"").decode())
+    own = folder / "espeak-ng-data"
+    for level in (Path(), Path("voices"), Path("voices/!v")):
+        (own / level).mkdir()
+        for entry in (data / level).iterdir():
+            if level / entry.name not in (Path("voices"), Path("voices/!v")):
+                (own / level / entry.name).symlink_to(entry)
+    (own / "voices/!v" / INVENTED).write_text(variant)
+    return str(folder).encode()
+
+
+def synthesise(
+    text: str, voice: str, speed: int, pitch: int, variant: str | None = None
+) -> tuple[int, list[tuple[str, int]], bytes]:
+    """Sampling rate, (IPA symbol, first sample) of every phoneme and pause, and the samples as int16.
+
+    `variant`: what stands in a file of eSpeak's `voices/!v`; it is then the one that the voice names INVENTED.
+    """
+    with tempfile.TemporaryDirectory(prefix="lipserve-voice-") as folder:
+        library = ctypes.CDLL(LIBRARY)
+        if variant is None:
+            return _synthesise(library, None, text, voice, speed, pitch)
+        library.espeak_Initialize(SYNCHRONOUS, 0, None, DONT_EXIT)
+        return _synthesise(library, with_variant(library, Path(folder), variant), text, voice, speed, pitch)
+
+
+def _synthesise(
+    library: ctypes.CDLL, data_folder: bytes | None, text: str, voice: str, speed: int, pitch: int
+) -> tuple[int, list[tuple[str, int]], bytes]:
     samples = bytearray()
     phones: list[tuple[str, int]] = []
 
@@ -87,7 +120,7 @@ def synthesise(text: str, voice: str, speed: int, pitch: int) -> tuple[int, list
         return 0
 
     callback = Callback(receive)
-    rate = library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS | PHONEME_IPA | DONT_EXIT)
+    rate = library.espeak_Initialize(SYNCHRONOUS, 0, data_folder, PHONEME_EVENTS | PHONEME_IPA | DONT_EXIT)
     if rate <= 0:
         raise SystemExit("libespeak-ng found no data; install the package espeak-ng-data")
     library.espeak_SetSynthCallback(callback)

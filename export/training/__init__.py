@@ -8,21 +8,24 @@
     loop.py        a training run that can be killed and resumed
     vae.py         pictures to latents and back                            python -m export.training vae
     audio.py       the audio encoder                                       python -m export.training audio
+    latents.py     what the VAE's encoder makes of the faces               python -m export.training latents
     windows.py     what the audio encoder says at the faces' moments       python -m export.training windows
     unet.py        latents and sound to the latents of a speaking face     python -m export.training unet
-    weights.py     the result as FP16 files, and back                      python -m export.training pack
+    weights.py     the result, ONNX graphs, and back into torch            python -m export.training pack
     pixels.py      pictures as tensors, and how far apart two are
     pipeline.py    the stages in order, and how much of everything
 
-Budget, measured on two cores of an AMD EPYC (AVX-512) with nothing else running, fp32:
+Time, as the bundled weights were trained: two cores of an AMD EPYC (AVX-512, bfloat16), stages side by side and with
+other work on the machine:
 
-    speech      2800 utterances, 2.7 h of sound         20 a second                   2 min
-    faces       524 identities, 31 440 pictures         23 pictures a second         23 min
-    vae         4000 steps of 8 pictures                16 pictures a second         34 min
-    audio       2000 steps of 2 × 30 s                  1.4 segments a second        48 min
-    windows     8 h of recordings                       2 segments a second           8 min
-    unet        10 000 steps of 8 faces                  9 faces a second          2 h 30 min
+    speech      5500 utterances, 5 h of sound                              10 min
+    faces       304 identities, 18 240 pictures                            30 min
+    vae         3500 steps of 8 squares, one core                          20 min
+    audio       3700 steps of 2 × 30 s                                     35 min
+    latents     21 280 encodings, one core                                  8 min
+    windows     3 recordings of 7800 utterances                             4 min
+    unet        2700 steps of 16 faces, the last quarter in pixels         25 min
 
-A GPU is used if torch has one (not measured): pictures and sound are then still drawn on one CPU core, which takes
-10 to 15 minutes for the audio stage, whose segments need 0.15 s each. Importing this package imports no torch.
+A GPU is used if torch has one (not measured): pictures and sound are then still drawn on CPU cores, which takes some 10
+minutes for the audio stage, whose segments need 0.15 s each. Importing this package imports no torch.
 """

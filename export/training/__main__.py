@@ -12,13 +12,13 @@ from rich.console import Console
 from export.speech.espeak import SpeechUnavailable
 from lipserve.errors import LipserveError
 
-STAGES = ("speech", "faces", "vae", "audio", "windows", "unet", "pack")
+STAGES = ("speech", "faces", "vae", "audio", "latents", "windows", "unet", "pack")
 
 
 def main(
     stage: Annotated[str, typer.Argument(help=f"all, or one of: {', '.join(STAGES)}.")] = "all",
     folder: Annotated[Path, typer.Option(help="Data and checkpoints; some 20 GB.")] = Path("models/training"),
-    out: Annotated[Path, typer.Option(help="Receives the weights.")] = Path("models/demo/weights"),
+    out: Annotated[Path, typer.Option(help="Receives the graphs.")] = Path("models/demo"),
     face_models: Annotated[Path, typer.Option(help="MediaPipe's networks, from `lipserve setup`.")] = Path(
         "models/faces"
     ),

@@ -3,9 +3,6 @@
 Whisper learned its states from text; these are learned from the mouth itself. Each layer's states have a small linear
 head that tells the mouth's controls, its opening and the viseme at that instant; the heads are thrown away, and the
 states keep what the heads needed, in a form that is linear and local, which makes the UNet's work easy.
-
-Attention over 1500 states learns slowly to look at neighbours, so it begins there: queries and keys start as rotated
-copies of the sinusoidal positions, by which a head attends to the state a few steps before or behind.
 """
 
 from __future__ import annotations
@@ -18,9 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from export.modules import AudioEncoder
 from export.speech.coarticulation import CONTROLS
 from export.speech.visemes import NAMES
 from export.training.corpus import Corpus
@@ -35,9 +30,6 @@ CONTROL_WEIGHTS = {"open": 2.0, "jaw": 2.0, "press": 1.5}  # of a control's squa
 OPENING_WEIGHT = 6.0
 CLASS_WEIGHT = 0.02
 EARLIER_WEIGHT = 0.25  # of each layer's loss but the last one's
-OFFSETS = (-6, -3, -1, 1, 3, 6)  # states to which the six heads of a layer attend in the beginning
-NEARNESS = 1.5  # gain of those queries and keys: higher is narrower
-FREQUENCY_STEP = 3  # every third frequency of the positions is used, 32 for a head's 64 channels
 VALIDATION = 8  # segments
 SHUT = 0.06  # predicted opening below which lips count as closed
 
@@ -70,16 +62,15 @@ class AudioStage:
 
     name, number = "audio", 2
 
-    def __init__(self, encoder: WhisperEncoder, folder: Path, batch_size: int) -> None:
-        begin_nearby(encoder)
-        self.encoder = AudioEncoder(encoder).to(device())
+    def __init__(self, encoder: nn.Module, folder: Path, batch_size: int) -> None:
+        self.encoder = encoder.to(device())
         self.heads = Heads().to(device())
         self._size = batch_size
         self._train, self._val = Corpus(folder, "train"), Corpus(folder, "val")
         self._scale = torch.tensor([CONTROL_WEIGHTS.get(name, 1.0) for name in CONTROLS], device=device())
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder.encoder, "heads": self.heads}
+        return {"encoder": self.encoder, "heads": self.heads}
 
     def batch(self, rng: np.random.Generator) -> Heard:
         return heard([draw(self._train, rng) for _ in range(self._size)])
@@ -130,36 +121,6 @@ def heard(segments: list[Segment]) -> Heard:
         np.stack([segment.classes for segment in segments]),
         np.stack([segment.weights for segment in segments]),
     )
-
-
-@torch.no_grad()
-def begin_nearby(encoder: WhisperEncoder) -> None:
-    """Initial weights for training from nothing: convolutions that carry, attention that looks a few states aside."""
-    for conv in (encoder.conv1, encoder.conv2):
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    pairs = AUDIO_WIDTH // 2  # positions are sines on the first half of the channels, cosines on the second
-    width = AUDIO_WIDTH // len(OFFSETS)
-    chosen = torch.arange(width // 2) * FREQUENCY_STEP
-    frequencies = 10_000.0 ** (-chosen / (pairs - 1))
-    for layer in encoder.layers:
-        attention = layer.self_attn
-        for linear in (attention.v_proj, attention.out_proj, layer.fc1, layer.fc2):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        attention.out_proj.weight.mul_(0.5)
-        layer.fc2.weight.mul_(0.5)
-        for head, offset in enumerate(OFFSETS):
-            sines, cosines = (
-                head * width + torch.arange(width // 2) * 2,
-                head * width + torch.arange(width // 2) * 2 + 1,
-            )
-            turn_cos, turn_sin = torch.cos(frequencies * offset), torch.sin(frequencies * offset)
-            query, key = attention.q_proj.weight, attention.k_proj.weight
-            key[sines, chosen] += NEARNESS
-            key[cosines, chosen + pairs] += NEARNESS
-            query[sines, chosen] += NEARNESS * turn_cos
-            query[sines, chosen + pairs] += NEARNESS * turn_sin
-            query[cosines, chosen + pairs] += NEARNESS * turn_cos
-            query[cosines, chosen] -= NEARNESS * turn_sin
 
 
 def _tensor(values: NDArray[np.generic]) -> Tensor:

@@ -4,7 +4,7 @@
     speech/train/00012.json     text and manner, for people
 
 Utterance i depends on the seed, the split and i alone, so a corpus can be continued or made larger. Voices and words of
-the validation split are never in training (see export.speech).
+the validation split are never in training (see export.speech). From INVENTED_FROM on, training has voices made up.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 
 from export.speech.espeak import Phone, Speech, speak
 from export.speech.texts import sentence
-from export.speech.voices import Manner, manner
+from export.speech.voices import Manner, invented, manner
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 MAX_SECONDS = 14.0  # of one utterance, so that two fit a segment
+INVENTED_FROM = 2600  # utterance
 
 
 class Corpus:
@@ -71,10 +72,10 @@ def utterance(split: Split, index: int, seed: int) -> tuple[str, Manner, Speech]
     """Text, manner and sound of one utterance: one or two sentences."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     held_out = split == "val"
-    how = manner(rng, held_out)
+    how = invented(rng) if index >= INVENTED_FROM and not held_out else manner(rng, held_out)
     text = " ".join(sentence(rng, how.language, held_out) for _ in range(int(rng.integers(1, 3))))
-    speech = speak(text, how.voice, how.speed, how.pitch)
+    speech = speak(text, how.voice, how.speed, how.pitch, how.variant)
     while speech.seconds > MAX_SECONDS:
         text = sentence(rng, how.language, held_out)
-        speech = speak(text, how.voice, how.speed, how.pitch)
+        speech = speak(text, how.voice, how.speed, how.pitch, how.variant)
     return text, how, speech

@@ -72,6 +72,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def half_precision() -> torch.autocast:
+    """Convolutions and products in bfloat16 where the hardware has it, twice as fast; weights and sums stay float32."""
+    kind = device().type
+    able = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=able)
+
+
 class Run(Generic[Batch]):
     """One stage's training in a folder: `<name>.pt`, the checkpoint, and `<name>.jsonl`, the log."""
 
@@ -170,7 +177,8 @@ class Run(Generic[Batch]):
         for group, base in zip(self._optimiser.param_groups, self._base, strict=True):
             group["lr"] = base * self.plan.factor(self.step)
         self._optimiser.zero_grad(set_to_none=True)
-        loss, numbers = self.stage.loss(batch, self.step)
+        with half_precision():
+            loss, numbers = self.stage.loss(batch, self.step)
         if not torch.isfinite(loss):
             raise RuntimeError(f"{self.stage.name}: the loss at step {self.step} is {loss.item()}")
         loss.backward()  # type: ignore[no-untyped-call]

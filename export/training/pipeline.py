@@ -12,31 +12,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
+from rich.progress import Progress, track
 
 from export import demo
 from export.networks import Networks
+from export.pipeline import write_graphs
 from export.training import corpus, faces, weights
 from export.training.corpus import SPLITS
 from export.training.loop import Plan, Run
 
-VAE = Plan(steps=4000, rate=1.5e-3, warm_up=100)
-AUDIO = Plan(steps=2000, rate=6e-4, warm_up=150, evaluate_every=200)
-UNET = Plan(steps=10_000, rate=8e-4, warm_up=200, evaluate_every=500, rates={"decoder": 0.3})
+VAE = Plan(steps=3500, rate=2e-3, warm_up=100, evaluate_every=250)
+AUDIO = Plan(steps=3700, rate=2e-3, warm_up=100, evaluate_every=100)
+UNET = Plan(steps=2700, rate=1.2e-3, warm_up=200, evaluate_every=250, rates={"decoder": 0.3})
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything. Counts are of the training split, then of validation."""
 
-    utterances: tuple[int, int] = (2600, 200)
-    identities: tuple[int, int] = (500, 24)
+    utterances: tuple[int, int] = (5300, 200)
+    identities: tuple[int, int] = (280, 24)
     vae: Plan = VAE
     vae_batch: int = 8
     audio: Plan = AUDIO
     audio_batch: int = 2
     unet: Plan = UNET
-    unet_batch: int = 8
+    unet_batch: int = 16
 
 
 TINY = Sizes(
@@ -82,6 +83,15 @@ class Workshop:
         """The second stage, ready to train."""
         return self._audio(demo.build(self.seed))
 
+    def latents(self) -> None:
+        """The encoder's latents of all faces."""
+        from export.training import latents
+
+        networks = demo.build(self.seed)
+        self._vae(networks).use_average()
+        for split in SPLITS:
+            _follow_counted(latents.build(self.folder, split, networks.vae), f"latents {split}")
+
     def windows(self) -> None:
         """The audio encoder's prompts for all faces."""
         from export.training import windows
@@ -90,22 +100,28 @@ class Workshop:
         self._audio(networks).use_average()
         for split in SPLITS:
             made = windows.build(self.folder, split, networks.audio_encoder.eval(), self.seed)
-            for done, total in track(made, f"windows {split}"):
-                print(f"windows {split}: {done} of {total}", flush=True)
+            _follow_counted(made, f"windows {split}")
 
     def unet(self) -> Run[Any]:
         """The third stage, ready to train on the results of the others."""
         return self._unet(demo.build(self.seed))
 
     def pack(self, out: Path) -> dict[str, Any]:
-        """Write the averaged weights of all stages and `training.json`; returns what that says."""
+        """Write the graphs with the averaged weights of all stages and `training.json`; returns what that says."""
         networks = demo.build(self.seed)
         runs = {"audio": self._audio(networks), "unet": self._unet(networks)}
         scores = {name: {"steps": run.step} | run.scores() for name, run in runs.items()}
         for run in runs.values():
             run.use_average()
-        size = weights.save(_at_rest(networks), out)
-        report = {"seed": self.seed, "bytes": size, "numbers": weights.count(networks), "validation": scores}
+        weights.round_to_half(_at_rest(networks))
+        written = write_graphs(networks, out)
+        report = {
+            "weights_id": networks.weights_id,
+            "seed": self.seed,
+            "bytes": sum(graph.size for graph in written),
+            "numbers": weights.count(networks),
+            "validation": scores,
+        }
         (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
         return report
 
@@ -123,7 +139,7 @@ class Workshop:
         from export.training.unet import UNetStage
 
         self._vae(networks).use_average()
-        stage = UNetStage(networks.unet, networks.vae, self.folder, self.sizes.unet_batch)
+        stage = UNetStage(networks.unet, networks.vae, self.folder, self.sizes.unet_batch, self.sizes.unet.steps)
         return self._run(stage, self.sizes.unet)
 
     def _run(self, stage: Any, plan: Plan) -> Run[Any]:
@@ -140,3 +156,11 @@ def _at_rest(networks: Networks) -> Networks:
 def _follow(made: Iterator[int], words: str, total: int) -> None:
     for _ in track(made, words, total=total):
         pass
+
+
+def _follow_counted(made: Iterator[tuple[int, int]], words: str) -> None:
+    """A bar for work that says (done, total)."""
+    with Progress() as bars:
+        bar = bars.add_task(words, total=None)
+        for done, total in made:
+            bars.update(bar, completed=done, total=total)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.speech.augment import TEMPO, at_tempo, noise, recorded
+from export.speech.augment import TEMPO, THROAT, at_tempo, noise, other_throat, recorded
 from export.speech.coarticulation import REST_ROW, classes_at, mouth_at, opening
 from export.speech.espeak import Speech
 from export.speech.visemes import NAMES, REST
@@ -25,6 +25,7 @@ F32 = NDArray[np.float32]
 PAUSE = (0.3, 1.5)  # seconds between utterances: never so short that two mouths overlap
 TEMPO_SHARE = 0.4  # of utterances that are played at another tempo
 CLEAN_SHARE = 0.15  # of segments that are not recorded badly
+THROAT_SHARE = 0.7  # of segments whose voices become those of other people
 NO_SPEECH_SHARE = 0.04  # of segments that hold nothing but noise, or nothing at all
 TAIL = 1.0  # seconds after the last word that still count fully
 TAIL_WEIGHT = 0.02  # of the silence beyond
@@ -56,6 +57,7 @@ class Segment:
     openings: F32
     classes: NDArray[np.int64]
     weights: F32
+    throat: float = 1.0  # frequencies are heard multiplied by it
 
     @property
     def seconds(self) -> float:
@@ -64,8 +66,9 @@ class Segment:
 
     @property
     def log_mel(self) -> F32:
-        """float32 (80, 3000), the gateway's own."""
-        return log_mel(self.samples)
+        """float32 (80, 3000), the gateway's own, of voices made higher or lower."""
+        own = log_mel(self.samples)
+        return own if self.throat == 1 else other_throat(own, self.throat)
 
 
 def draw(corpus: Corpus, rng: np.random.Generator, augment: bool = True) -> Segment:
@@ -78,21 +81,23 @@ def draw(corpus: Corpus, rng: np.random.Generator, augment: bool = True) -> Segm
         found.speech.seconds
     ) < goal:
         placed.append(found)
-    return segment(tuple(placed), _mixed(placed, rng, augment))
+    return segment(tuple(placed), _mixed(placed, rng, augment), _throat(rng, augment))
 
 
 def packed(corpus: Corpus, utterances: list[int], rng: np.random.Generator, augment: bool) -> tuple[Segment, list[int]]:
     """A segment of the first of these utterances, as many as fit (at least one), and the rest of them."""
     placed: list[Placed] = []
+    rest: list[int] = []
     for taken, number in enumerate(utterances):
         found = _place(corpus, number, placed, rng, augment)
         if placed and found.start + found.speech.seconds > SEGMENT_SECONDS - 0.3:
-            return segment(tuple(placed), _mixed(placed, rng, augment)), utterances[taken:]
+            rest = utterances[taken:]
+            break
         placed.append(found)
-    return segment(tuple(placed), _mixed(placed, rng, augment)), []
+    return segment(tuple(placed), _mixed(placed, rng, augment), _throat(rng, augment)), rest
 
 
-def segment(placed: tuple[Placed, ...], samples: F32) -> Segment:
+def segment(placed: tuple[Placed, ...], samples: F32, throat: float = 1.0) -> Segment:
     """Sound and utterances with their truth."""
     controls = np.tile(REST_ROW.astype(np.float32), (SEGMENT_STATES, 1))
     classes = np.full(SEGMENT_STATES, NAMES.index(REST), np.int64)
@@ -106,7 +111,13 @@ def segment(placed: tuple[Placed, ...], samples: F32) -> Segment:
         classes[near] = classes_at(part.speech, times)
     end = samples.size / SAMPLE_RATE + TAIL
     weights = np.where(end > STATE_TIMES, 1.0, TAIL_WEIGHT).astype(np.float32)
-    return Segment(samples, placed, controls, opening(controls), classes, weights)
+    return Segment(samples, placed, controls, opening(controls), classes, weights, throat)
+
+
+def _throat(rng: np.random.Generator, augment: bool) -> float:
+    if not augment or rng.random() >= THROAT_SHARE:
+        return 1.0
+    return float(np.exp(rng.uniform(*np.log(THROAT))))
 
 
 def _place(corpus: Corpus, number: int, before: list[Placed], rng: np.random.Generator, augment: bool) -> Placed:

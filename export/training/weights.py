@@ -1,8 +1,7 @@
-"""The trained weights as files: FP16 safetensors, one per network, and back into the demo profile's networks.
+"""The trained weights as files, the graphs themselves, and back into the demo profile's networks.
 
-    <folder>/unet.safetensors, vae.safetensors, audio_encoder.safetensors
-
-The audio encoder's sinusoidal positions are not stored: they are what they are in every Whisper.
+Every weight stands in its graph under the name that it has in torch, as FP16 (see export.halves), so that one set of
+files serves Triton, and is a start for training on.
 """
 
 from __future__ import annotations
@@ -10,64 +9,59 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from export.bundle import graph_file
+from export.halves import stored_weights
 from export.networks import Networks
+from lipserve import contract
 
-PARTS = ("unet", "vae", "audio_encoder")
-FIXED = "embed_positions.weight"  # of the audio encoder
+# which part of the networks a graph's weights belong to, and what their names begin with there
+PARTS = (
+    (contract.UNET, "unet", "unet."),
+    (contract.VAE_ENCODER, "vae", "vae."),
+    (contract.VAE_DECODER, "vae", "vae."),
+    (contract.AUDIO_ENCODER, "audio_encoder", ""),
+)
 
 
-class WeightsMissing(Exception):
-    """A file of weights is not there or does not fit the networks."""
+class WeightsUnfit(Exception):
+    """The graphs lack weights that the networks have."""
 
 
-def save(networks: Networks, folder: Path) -> int:
-    """Write all three files; returns their bytes together."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
-        state = {
-            name: tensor.detach().half().contiguous().cpu()
-            for name, tensor in _module(networks, part).state_dict().items()
-            if name != FIXED
-        }
-        draft = folder / f".{part}.part"
-        save_file(state, draft)
-        draft.replace(folder / f"{part}.safetensors")
-    return sum((folder / f"{part}.safetensors").stat().st_size for part in PARTS)
+@torch.no_grad()
+def round_to_half(networks: Networks) -> None:
+    """Make every weight one that FP16 can say exactly, in place."""
+    for part in ("unet", "vae", "audio_encoder"):
+        for parameter in _module(networks, part).parameters():
+            parameter.copy_(parameter.half().float())
 
 
 def load(networks: Networks, folder: Path) -> None:
-    """Replace the networks' weights, in place. Raises WeightsMissing."""
-    for part in PARTS:
-        file = folder / f"{part}.safetensors"
-        if not file.is_file():
-            raise WeightsMissing(f"{file} is not there; train with: python -m export.training all")
+    """Replace the networks' weights by those of the graphs in the folder, in place. Raises WeightsUnfit."""
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for model, part, prefix in PARTS:
+        found = stored_weights(graph_file(folder, model))
+        state = states.setdefault(part, {})
+        state |= {name.removeprefix(prefix): torch.from_numpy(value) for name, value in found.items()}
+    for part, state in states.items():
         module = _module(networks, part)
         expected = module.state_dict()
-        state = {name: tensor.float() for name, tensor in load_file(file).items()}
-        fixed = {FIXED: expected[FIXED]} if FIXED in expected else {}
-        try:
-            module.load_state_dict(state | fixed)
-        except RuntimeError as exc:
-            raise WeightsMissing(f"{file} does not fit the {part} of the profile {networks.profile!r}") from exc
+        unfit = [name for name, value in expected.items() if name not in state or state[name].shape != value.shape]
+        if unfit:
+            raise WeightsUnfit(f"{folder}: of the {part}, {len(unfit)} weights are not there: {', '.join(unfit[:5])}")
+        module.load_state_dict({name: state[name] for name in expected})
 
 
-def is_there(folder: Path) -> bool:
-    """Whether the folder holds every file."""
-    return all((folder / f"{part}.safetensors").is_file() for part in PARTS)
+def count(networks: Networks) -> dict[str, int]:
+    """Numbers per part."""
+    return {
+        part: sum(torch.numel(value) for value in _module(networks, part).state_dict().values())
+        for part in ("unet", "vae", "audio_encoder")
+    }
 
 
 def _module(networks: Networks, part: str) -> nn.Module:
     module = getattr(networks, part)
     assert isinstance(module, nn.Module)
     return module
-
-
-def count(networks: Networks) -> dict[str, int]:
-    """Stored numbers per part."""
-    return {
-        part: sum(torch.numel(t) for name, t in _module(networks, part).state_dict().items() if name != FIXED)
-        for part in PARTS
-    }

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from torch import nn
 
-from export.modules import AudioEncoder
 from export.networks import digest
 from export.training.corpus import SPLITS, Corpus, Split
 from export.training.faces import FPS, Faces
@@ -43,7 +42,7 @@ SILENT_WINDOWS = 24  # of each
 Moments = dict[int, list[tuple[int, int, int]]]
 
 
-def build(folder: Path, split: Split, encoder: WhisperEncoder, seed: int) -> Iterator[tuple[int, int]]:
+def build(folder: Path, split: Split, encoder: nn.Module, seed: int) -> Iterator[tuple[int, int]]:
     """Write the file if it is missing or another encoder's; yields (done, total) utterances."""
     place = folder / "faces" / split
     file, mark, draft = place / "windows.npy", place / "windows.encoder", place / ".windows.part.npy"
@@ -54,7 +53,7 @@ def build(folder: Path, split: Split, encoder: WhisperEncoder, seed: int) -> Ite
     wanted = moments(faces)
     shape = (*faces.moments.shape[:2], RECORDINGS, *AUDIO_FEATURES.shape)
     windows = np.lib.format.open_memmap(draft, "w+", np.float16, shape)
-    network = AudioEncoder(encoder).to(device()).eval()
+    network = encoder.to(device()).eval()
     corpus = Corpus(folder, split)
     done = 0
     for recording in range(RECORDINGS):
@@ -75,13 +74,13 @@ def build(folder: Path, split: Split, encoder: WhisperEncoder, seed: int) -> Ite
 
 
 @torch.inference_mode()
-def _states(network: AudioEncoder, segment: Segment) -> NDArray[np.float32]:
+def _states(network: nn.Module, segment: Segment) -> NDArray[np.float32]:
     """float32 (1500, 5, 384)."""
     states: NDArray[np.float32] = network(torch.from_numpy(segment.log_mel)[None].to(device()))[0].cpu().numpy()
     return states
 
 
-def _silence(network: AudioEncoder, corpus: Corpus, rng: np.random.Generator) -> NDArray[np.float16]:
+def _silence(network: nn.Module, corpus: Corpus, rng: np.random.Generator) -> NDArray[np.float16]:
     found = []
     for _ in range(SPEECHLESS):
         states = _states(network, speechless(rng))
