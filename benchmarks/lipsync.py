@@ -102,9 +102,8 @@ def measure(video: Path, finder: FaceFinder) -> Measured:
         if mesh is not None:
             before, now, after = (planes(frames[index + step])[0].astype(np.float64) for step in (-1, 0, 1))
             unrest = np.abs(now - (before + after) / 2)
-            around_mouth, upper_face = _regions(mesh, now.shape)
-            lower.append(float(unrest[around_mouth].mean()))
-            upper.append(float(unrest[upper_face].mean()))
+            lower.append(float(unrest[around_mouth(mesh, now.shape)].mean()))
+            upper.append(float(unrest[upper_face(mesh, now.shape)].mean()))
     return Measured(fps, gaps, np.array(lower), np.array(upper))
 
 
@@ -112,16 +111,24 @@ def _gap(mesh: F64) -> float:
     return float((mesh[LOWER_LIP, 1] - mesh[UPPER_LIP, 1]) / np.linalg.norm(mesh[CHIN] - mesh[FOREHEAD]))
 
 
-def _regions(mesh: F64, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Skin of the lower face without the lips and their surroundings, and the face above the nose's tip: (h, w)."""
-    oval, lips = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    cv2.fillPoly(oval, [np.round(mesh[list(OVAL)]).astype(np.int32)], 1)
+def around_mouth(mesh: F64, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Skin of the lower face without the lips and their surroundings: (h, w)."""
+    lips = np.zeros(shape, np.uint8)
     middle = mesh[list(OUTER_LIPS)].mean(axis=0)
     grown = middle + 1.6 * (mesh[list(OUTER_LIPS)] - middle)
     cv2.fillPoly(lips, [np.round(grown).astype(np.int32)], 1)
-    rows = np.arange(shape[0])[:, None]
-    face = cv2.erode(oval, np.ones((9, 9), np.uint8)) > 0
-    return face & (rows > mesh[2, 1]) & (lips == 0), face & (rows < mesh[4, 1])
+    return _face(mesh, shape) & (np.arange(shape[0])[:, None] > mesh[2, 1]) & (lips == 0)
+
+
+def upper_face(mesh: F64, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The face above the nose's tip: (h, w)."""
+    return _face(mesh, shape) & (np.arange(shape[0])[:, None] < mesh[4, 1])
+
+
+def _face(mesh: F64, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    oval = np.zeros(shape, np.uint8)
+    cv2.fillPoly(oval, [np.round(mesh[list(OVAL)]).astype(np.int32)], 1)
+    return cv2.erode(oval, np.ones((9, 9), np.uint8)) > 0
 
 
 # -- comparisons ------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_outside_the_blend_the_source_is_kept(
             error = np.mean((frame[:512].astype(float) - source)[outside] ** 2)
             assert 10 * np.log10(255**2 / error) > 38
             inside = np.abs(frame[y1:y2, x1:x2].astype(float) - source[y1:y2, x1:x2])
-            assert inside.mean() > 3  # the face is really replaced
+            assert inside.mean() > 1.5  # the face is really replaced
 
 
 def test_the_clip_runs_forward_then_backward(client: TestClient, lisa: str, tmp_path: Path) -> None:
