@@ -1,11 +1,13 @@
 """Everything an export can refuse to do.
 
 ExportError
-├── UnknownTarget    no such deployment target
-├── UnknownProfile   no such set of weights
-├── ExportRefused    a graph does not compute what its torch module computes
-├── GraphsMissing    a profile's folder lacks graphs
-└── GraphUnfit       a graph on disk is not what the contract asks for
+├── UnknownTarget         no such deployment target
+├── UnknownProfile        no such set of weights
+├── ExportRefused         a graph does not compute what its torch module computes
+├── GraphsMissing         a profile's folder lacks graphs
+├── GraphUnfit            a graph on disk is not what the contract asks for
+├── CheckpointUnreadable  a file of weights is missing, cut off, or no state dict
+└── StateUnfit            weights that do not belong into a network
 """
 
 from collections.abc import Iterable
@@ -53,3 +55,18 @@ class GraphUnfit(ExportError):
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"{what} {why}")
+
+
+class CheckpointUnreadable(ExportError):
+    """A file of weights that cannot be read as a state dict."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.path = path
+
+
+class StateUnfit(ExportError):
+    """A state dict that is not this network's."""
+
+    def __init__(self, network: str, why: str) -> None:
+        super().__init__(f"the weights do not belong into {network}: {why}")
