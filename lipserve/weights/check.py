@@ -47,7 +47,8 @@ def verify(file: WeightFile, path: Path, progress: Progress = lambda read: None)
         if digest != file.sha256:
             raise Damaged(f"its sha256 is {digest}, not {file.sha256}")
     _OPENERS[file.kind](path, digest is not None)
-    return "size, sha256, format" if digest else ("size, format" if file.size is not None else "format")
+    checked = (("size", file.size), ("sha256", digest), ("format", True))
+    return ", ".join(name for name, done in checked if done is not None)
 
 
 def sha256(path: Path, progress: Progress = lambda read: None) -> str:

@@ -27,7 +27,7 @@ from lipserve.weights.manifest import MODELS, PROFILES, Model, Profile, WeightFi
 
 app = typer.Typer(help="MuseTalk's weights: are they there, are they whole, bring them.", no_args_is_help=True)
 
-WIDTH = 160  # of a table that nobody looks at while it is written
+WIDTH = 200  # of a table that nobody looks at while it is written
 ProfileOption = Annotated[str, typer.Option(help=" or ".join(profile.name for profile in PROFILES) + ".")]
 DEFAULT_PROFILE = PROFILES[0].name
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the pickle of torch's magic number 0x1950a86a20f9469cfc6c
-LEGACY_PICKLES = 4  # magic number, protocol, system, then the object
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the older format's first pickle is this number
+LEGACY_PICKLES = 3  # after it: protocol, system, then the object
 MAX_PICKLE = 64 * 2**20  # bytes; the names and shapes of 10 000 tensors take one
 # All that a state dict needs.
 HARMLESS = {
@@ -60,11 +60,17 @@ def _pickles(path: Path, handle: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
             if members[0].file_size > MAX_PICKLE:
                 raise NotACheckpoint(f"its data.pkl has {members[0].file_size:,} bytes")
             yield io.BytesIO(archive.read(members[0])), 1
-    elif handle.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC:
-        handle.seek(0)
+    elif _is_magic(handle):
         yield handle, LEGACY_PICKLES
     else:
         raise NotACheckpoint("it is neither a zip archive nor torch's older format")
+
+
+def _is_magic(handle: IO[bytes]) -> bool:
+    """Whether the pickle that comes next is the magic number; it is read."""
+    head = handle.read(1)
+    handle.seek(0)
+    return head == b"\x80" and LEGACY_MAGIC in [argument for _, argument, _ in pickletools.genops(handle)]
 
 
 def _imports(stream: IO[bytes]) -> Iterator[str]:
