@@ -27,7 +27,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 $(VENV)/dev: $(VENV)/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[export,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[export,models,dev]'
 	touch $@
 
 models/tritonserver/wheel.sha256: lipserve/fetch.py | $(VENV)/installed

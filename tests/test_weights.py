@@ -58,7 +58,10 @@ def weight(source: HubFile | WebFile, content: bytes = CONTENT, place: str = "th
 
 
 def everything_in(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """But for the lock of the last fetch."""
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert files.pop(".fetch/lock", b"") == b""
+    return files
 
 
 @pytest.fixture(autouse=True)
@@ -465,7 +468,6 @@ def test_more_than_the_file_is_never_written(site: Site, tmp_path: Path, monkeyp
     with pytest.raises(web.DownloadFailed, match="sent more than 1,000 bytes"):
         get(site, tmp_path / "other", None)
     assert max(len(content) for content in everything_in(tmp_path).values()) <= 1000
-    assert not (tmp_path / "missing").exists()
 
 
 def test_only_https_is_spoken_wherever_it_leads(site: Site, tmp_path: Path) -> None:
@@ -520,7 +522,6 @@ def test_a_hub_file_lands_in_its_place_and_nothing_else_is_left(hub: Site, tmp_p
     seen: list[tuple[str, int, int | None]] = []
     fetching.fetch([HUB_FILE], tmp_path / "models", lambda file, done, total: seen.append((file.place, done, total)))
     assert everything_in(tmp_path / "models") == {"thing/config.json": CONTENT}
-    assert [p.name for p in (tmp_path / "models").iterdir()] == ["thing"]
     assert seen[-1] == ("thing/config.json", len(CONTENT), len(CONTENT))
     hub.seen.clear()
     fetching.fetch([HUB_FILE], tmp_path / "models")

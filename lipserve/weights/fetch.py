@@ -162,18 +162,14 @@ def _space_hint(models_dir: Path) -> str:
 
 @contextmanager
 def _alone(models_dir: Path) -> Iterator[None]:
-    """Two processes never write the same partial file."""
+    """Two processes never write the same partial file. The lock stays: removing it could take it from the next one."""
     (models_dir / PARTS).mkdir(exist_ok=True)
-    lock = models_dir / PARTS / "lock"
-    with lock.open("w") as handle:
+    with (models_dir / PARTS / "lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise ModelsMissing(f"Another `lipserve models fetch` is at work in {models_dir}.", "Let it end.") from exc
         yield
-        if not any(path != lock for path in lock.parent.iterdir()):
-            lock.unlink()
-            lock.parent.rmdir()
 
 
 def _report(failures: Sequence[Failure], models_dir: Path) -> NoReturn:
