@@ -21,7 +21,7 @@ class Site:
     ranges: bool = True
     cdn: str = ""  # where the Hub's answers point to; empty: it sends the file itself
     redirects: dict[str, str] = field(default_factory=dict)
-    troubles: deque[int] = field(default_factory=deque)  # status of the next answer
+    troubles: deque[int] = field(default_factory=deque)  # status of the next answer; 200: none
     hang_ups: deque[int] = field(default_factory=deque)  # bytes after which the next body ends
     head_status: int = 200
     head_headers: dict[str, str] = field(default_factory=dict)
@@ -57,8 +57,10 @@ def serving(site: Site) -> Iterator[Site]:
             content = site.files.get(self.path)
             if self.path in site.redirects:
                 self.answer(302, {"Location": site.redirects[self.path], "Content-Length": "0"})
-            elif content is None or site.troubles:
-                self.answer(site.troubles.popleft() if site.troubles else 404, {"Content-Length": "0"})
+            elif content is None:
+                self.answer(404, {"Content-Length": "0"})
+            elif (status := site.troubles.popleft() if site.troubles else 200) != 200:
+                self.answer(status, {"Content-Length": "0"})
             else:
                 self.send(content)
 

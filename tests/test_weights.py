@@ -435,6 +435,15 @@ def test_a_server_that_cannot_continue_begins_anew(ranges: bool, etag: str, site
     assert (tmp_path / "part").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("etag", ["", 'W/"one"'])
+def test_without_a_mark_a_checksum_allows_to_continue(etag: str, site: Site, tmp_path: Path) -> None:
+    site.etag = etag
+    site.hang_ups.append(10_000)
+    get(site, tmp_path / "part", checked=True)
+    assert site.ranges_asked() == [None, "bytes=10000-"]
+    assert (tmp_path / "part").read_bytes() == CONTENT
+
+
 def test_what_is_there_but_longer_than_the_file_begins_anew(site: Site, tmp_path: Path) -> None:
     for size in (None, len(CONTENT)):
         (tmp_path / "part").write_bytes(b"x" * (len(CONTENT) + 5))
@@ -549,6 +558,22 @@ def test_the_hubs_cdn_serves_the_bytes_and_sees_no_token(
         fetching.fetch([HUB_FILE], tmp_path / "models")
     assert everything_in(tmp_path / "models") == {"thing/config.json": CONTENT}
     assert [(method, headers["Authorization"]) for method, _, headers in cdn.seen] == [("GET", None)]
+
+
+def test_an_address_that_runs_out_is_replaced(hub: Site, tmp_path: Path) -> None:
+    with serving(Site(dict(hub.files))) as cdn:
+        hub.cdn = cdn.url
+        cdn.hang_ups.append(10_000)
+        cdn.troubles.extend([200, 403])
+        fetching.fetch([HUB_FILE], tmp_path)
+        assert [method for method, _, _ in hub.seen] == ["HEAD", "HEAD"]
+        assert cdn.ranges_asked() == [None, "bytes=10000-", "bytes=10000-"]
+        assert everything_in(tmp_path) == {"thing/config.json": CONTENT}
+        cdn.troubles.extend([403, 403])
+        hub.seen.clear()
+        with pytest.raises(ModelsMissing, match="answered 403"):
+            fetching.fetch([replace(HUB_FILE, place="thing/other.json")], tmp_path)
+        assert len(hub.seen) == 1  # nothing came: it is not the time that is up
 
 
 @pytest.mark.parametrize(

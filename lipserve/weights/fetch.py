@@ -92,18 +92,7 @@ def fetch(
 def _fetch_one(file: WeightFile, models_dir: Path, progress: Progress) -> None:
     partial = _partial(file, models_dir)
     try:
-        if isinstance(file.source, HubFile):
-            found = hub.locate(file.source)
-            web.download(
-                found.url,
-                partial,
-                file.size,
-                lambda done, total: progress(file, done, total),
-                found.headers,
-                found.schemes,
-            )
-        else:
-            web.download(file.source.url, partial, file.size, lambda done, total: progress(file, done, total))
+        _download(file, partial, lambda done, total: progress(file, done, total))
         verify(file, partial)
         place = models_dir / file.place
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +105,21 @@ def _fetch_one(file: WeightFile, models_dir: Path, progress: Progress) -> None:
             raise StorageFull(f"The disk became full while {file.place} came.", _space_hint(models_dir)) from exc
         raise
     web.forget(partial)
+
+
+def _download(file: WeightFile, partial: Path, progress: web.Progress) -> None:
+    """Into the partial file. The Hub's addresses run out while a large file comes; then it is asked for a new one."""
+    checked = file.sha256 is not None
+    if not isinstance(file.source, HubFile):
+        return web.download(file.source.url, partial, file.size, progress, checked=checked)
+    while True:
+        before = _size(partial)
+        found = hub.locate(file.source)
+        try:
+            return web.download(found.url, partial, file.size, progress, found.headers, found.schemes, checked)
+        except web.DownloadFailed as exc:
+            if not exc.denied or _size(partial) <= before:
+                raise
 
 
 def _partial(file: WeightFile, models_dir: Path) -> Path:

@@ -1,7 +1,8 @@
 """One file over HTTP into a partial file beside its place, taken up again where it stopped.
 
 Knows nothing of weights. The partial file has a note with the server's mark (ETag) of the version it belongs to; a
-server that has another version, or does not do ranges, makes the download start anew, never a mixture.
+server that has another version, or does not do ranges, makes the download start anew. Where the server has no mark, a
+part is only continued if a checksum will tell a mixture afterwards.
 """
 
 import http.client
@@ -26,11 +27,14 @@ Progress = Callable[[int, int | None], None]  # bytes there, bytes in all
 
 
 class DownloadFailed(Exception):
-    """The message says why; `unreachable`: the server as a whole, so that another file of it need not be tried."""
+    """The message says why. `unreachable`: the server as a whole, so that another file of it need not be tried.
 
-    def __init__(self, reason: str, unreachable: bool = False) -> None:
+    `denied`: it refused this request; an address that is good for some minutes only does so when they are over.
+    """
+
+    def __init__(self, reason: str, unreachable: bool = False, denied: bool = False) -> None:
         super().__init__(reason)
-        self.unreachable = unreachable
+        self.unreachable, self.denied = unreachable, denied
 
 
 class _Again(Exception):
@@ -44,11 +48,12 @@ def download(
     progress: Progress = lambda done, total: None,
     headers: Mapping[str, str] | None = None,
     schemes: Collection[str] = ("https",),
+    checked: bool = False,
 ) -> None:
     """The whole of `url` in `partial`: exactly `size` bytes if that is given, else at most MAX_UNKNOWN.
 
-    `schemes` holds for every redirect, too. Raises DownloadFailed, and OSError if the disk cannot take it; the partial
-    file is then kept for the next time.
+    `schemes` holds for every redirect, too. `checked`: the caller compares a checksum when it is whole. Raises
+    DownloadFailed, and OSError if the disk cannot take it; the partial file is then kept for the next time.
     """
     _refuse_scheme(url, schemes)
     opener = urllib.request.build_opener(_Redirects(schemes))
@@ -57,7 +62,7 @@ def download(
     while failures < ATTEMPTS:
         before = _length(partial)
         try:
-            return _attempt(opener, url, partial, size, progress, dict(headers or {}))
+            return _attempt(opener, url, partial, size, progress, dict(headers or {}), checked)
         except _Again as exc:
             reason = str(exc)
         failures = 0 if _length(partial) > before else failures + 1
@@ -79,12 +84,13 @@ def _attempt(
     size: int | None,
     progress: Progress,
     headers: dict[str, str],
+    checked: bool,
 ) -> None:
     offset, mark = _length(partial), _read(_note(partial))
     if size is not None and offset == size:
         return
-    if offset and mark and (size is None or offset < size):
-        headers |= {"Range": f"bytes={offset}-", "If-Range": mark}
+    if offset and (mark or checked) and (size is None or offset < size):
+        headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": mark} if mark else {})
     else:
         offset = 0
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "lipserve"} | headers)
@@ -137,7 +143,7 @@ def _explain(exc: urllib.error.HTTPError, partial: Path) -> None:
         raise _Again("the file on the server changed") from exc
     if exc.code in PASSING:
         raise _Again(f"the server answered {exc.code} {exc.reason}") from exc
-    raise DownloadFailed(f"the server answered {exc.code} {exc.reason}") from exc
+    raise DownloadFailed(f"the server answered {exc.code} {exc.reason}", denied=exc.code in (401, 403)) from exc
 
 
 def _continues(headers: Message, offset: int) -> bool:
