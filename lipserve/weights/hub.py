@@ -1,7 +1,7 @@
 """Where a file of a Hugging Face repository can be read from. The only module that imports huggingface_hub.
 
 The library says where (HF_ENDPOINT), as whom (HF_TOKEN) and whether at all (HF_HUB_OFFLINE). The bytes themselves come
-through `web.py`: since its version 2 the library begins a download that was stopped anew, and the UNet has 3.4 GB.
+through `web.py`: the library (2.4) begins a download that was stopped anew in the next run, and the UNet has 3.4 GB.
 """
 
 from dataclasses import dataclass
