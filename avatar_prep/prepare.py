@@ -118,7 +118,7 @@ def prepare(
         colour_primaries=footage.tags.primaries,
         colour_transfer=footage.tags.transfer,
     )
-    _write_preview(footage.bgr(int(np.argmax(regions["has_face"]))), draft)
+    write_preview(footage.bgr(int(np.argmax(regions["has_face"]))), draft)
     write_info(draft, info)
     return info
 
@@ -147,11 +147,11 @@ def _find_faces(footage: Footage, finder: FaceFinder, progress: Progress) -> lis
         detections.append(finder.detect(footage.bgr(index)))
         progress("faces", index + 1, total)
     faces = follow_largest(detections)
-    _require_faces([face is not None for face in faces])
+    require_faces([face is not None for face in faces])
     return faces
 
 
-def _require_faces(present: Sequence[bool]) -> None:
+def require_faces(present: Sequence[bool]) -> None:
     """Raise NoFace if more than half of the frames have none."""
     missing = [i for i, there in enumerate(present) if not there]
     hint = "Use a clip of one person looking towards the camera, the face at least a tenth of the picture."
@@ -205,25 +205,25 @@ def _encode_faces(
                     region, mask = found
                     regions[index] = (True, box, region, masks.tell())
                     masks.write(mask.tobytes())
-                    crops.append((index, _face_crop(picture, box)))
+                    crops.append((index, face_crop(picture, box)))
             if len(crops) == parameters.batch_size:
                 flush()
             progress("encode", index + 1, total)
         flush()
-    _require_faces(regions["has_face"].tolist())
+    require_faces(regions["has_face"].tolist())
     np.save(draft / "latents.npy", latents)
     np.save(draft / "regions.npy", regions)
     return regions
 
 
-def _face_crop(picture: U8, box: Box) -> U8:
+def face_crop(picture: U8, box: Box) -> U8:
     """The VAE encoder's input: uint8 (256, 256, 3) BGR."""
     x1, y1, x2, y2 = box
     size = (FACE_SIZE, FACE_SIZE)
     return cv2.resize(picture[y1:y2, x1:x2], size, interpolation=cv2.INTER_LANCZOS4).astype(np.uint8, copy=False)
 
 
-def _write_preview(picture: U8, draft: Path) -> None:
+def write_preview(picture: U8, draft: Path) -> None:
     scale = min(1.0, PREVIEW_SIDE / max(picture.shape[:2]))
     small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     if not cv2.imwrite(str(draft / "preview.jpg"), small, [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY]):

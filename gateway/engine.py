@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from avatar_prep.faces import FaceFinder
+from avatar_prep.imported import import_avatar
 from avatar_prep.prepare import Parameters, Progress, prepare
 from avatar_prep.source import Limits
 from gateway.audio import frame_count, playable, speech
@@ -139,6 +140,22 @@ class Engine:
             )
         watch.lap("store")
         return info
+
+    def import_avatar(
+        self,
+        folder: Path,
+        avatar_id: str,
+        fps: int,
+        video: Path | None = None,
+        force: bool = False,
+        progress: Progress = ignore_progress,
+    ) -> AvatarInfo:
+        """Store an avatar that MuseTalk's scripts prepared with the weights being served; see avatar_prep.imported."""
+        weights_id = self._weights_id()
+        limits = Limits(self._settings.max_video_seconds, self._settings.max_frame_pixels)
+        encode = self.triton.encode_faces
+        with self.store.writing(avatar_id, force) as draft:
+            return import_avatar(folder, draft, avatar_id, fps, weights_id, limits, progress, video, encode)
 
     # -- lip-sync -----------------------------------------------------------------------------------------------------
 

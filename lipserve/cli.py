@@ -1,4 +1,4 @@
-"""The command line: set up, serve, prepare, sync, demo.
+"""The command line: set up, serve, prepare, import, sync, demo.
 
 `prepare` and `sync` do in this process what the gateway does behind its endpoints, with a progress bar. Each command
 starts the embedded Triton unless LIPSERVE_TRITON_URL names another one.
@@ -176,6 +176,37 @@ def prepare(
         info = engine.prepare(source, avatar_id, parameters, force, bars)
     err.print(f"{info.avatar_id}: {info.frames} frames, {info.frames_without_face} without a face")
     print(engine.store.folder(avatar_id))
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="What MuseTalk's scripts wrote.", exists=True, file_okay=False)],
+    avatar_id: Annotated[str, typer.Option(help="The avatar's name from now on.")],
+    fps: Annotated[int, typer.Option(help="The rate of the clip it was made from.")] = 25,
+    video: Annotated[
+        Path | None, typer.Option(help="That clip; its frames are taken, not full_imgs.", exists=True, dir_okay=False)
+    ] = None,
+    weights_id: Annotated[
+        str | None, typer.Option(help="Of the VAE of its latents, unchecked. Else: as served now, and checked.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an avatar that exists.")] = False,
+) -> None:
+    """Take over an avatar that MuseTalk's realtime scripts prepared (v1 or v1.5)."""
+    from avatar_prep.imported import import_avatar
+    from avatar_prep.source import Limits
+    from lipserve.store import AvatarStore
+
+    settings = _settings()
+    store = AvatarStore(settings.avatars_dir)
+    if weights_id is None:
+        with _engine() as engine, _bars() as bars:
+            info = engine.import_avatar(folder, avatar_id, fps, video, force, bars)
+    else:
+        limits = Limits(settings.max_video_seconds, settings.max_frame_pixels)
+        with store.writing(avatar_id, force) as draft, _bars() as bars:
+            info = import_avatar(folder, draft, avatar_id, fps, weights_id, limits, bars, video)
+    err.print(f"{info.avatar_id}: {info.frames} frames, {info.frames_without_face} without a face")
+    print(store.folder(avatar_id))
 
 
 @app.command()

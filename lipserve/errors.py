@@ -14,7 +14,9 @@ LipserveError                       500  internal
 │   ├── NotAudio                    422  not_audio
 │   ├── AudioDamaged                422  audio_damaged
 │   ├── AudioTooShort               422  audio_too_short
-│   └── AudioTooLong                422  audio_too_long
+│   ├── AudioTooLong                422  audio_too_long
+│   └── NotImportable               422  not_importable
+│       └── UnsafePickle            422  unsafe_pickle
 ├── AvatarNotFound                  404  avatar_not_found
 ├── AvatarExists                    409  avatar_exists
 ├── AvatarBusy                      409  avatar_busy
@@ -106,6 +108,14 @@ class AudioTooShort(BadMedia):
 
 class AudioTooLong(BadMedia):
     kind = "audio_too_long"
+
+
+class NotImportable(BadMedia):
+    kind = "not_importable"
+
+
+class UnsafePickle(NotImportable):
+    kind = "unsafe_pickle"
 
 
 class AvatarNotFound(LipserveError):

@@ -78,6 +78,11 @@ class VideoReader:
         )
 
     @property
+    def square_pixels(self) -> bool:
+        """Whether the stored pixels are square, so that pictures have the size that is stored."""
+        return (self._stream.sample_aspect_ratio or 1) == 1
+
+    @property
     def expected_frames(self) -> int | None:
         """A guess, for progress bars."""
         return round(self._duration * self._fps) or None
@@ -149,14 +154,22 @@ class VideoReader:
             while current is not None and emitted < tick:
                 yield current
                 emitted += 1
-            current = self._picture(frame)
-            if current.shape != (self.height * 3 // 2, self.width):
-                raise VideoDamaged("The picture size changes in the middle of the video.", self._HINT)
+            current = self._same_size(frame)
             end = time + self._seconds(frame)
         last = max(emitted + 1, round((end - (start or 0.0)) * self._fps))
         while current is not None and emitted < last:
             yield current
             emitted += 1
+
+    def every_frame(self) -> Iterator[U8]:
+        """Each decoded frame once, whatever its time, as programs see the clip that know no rate."""
+        return map(self._same_size, self._chain())
+
+    def _same_size(self, frame: Any) -> U8:
+        picture = self._picture(frame)
+        if picture.shape != (self.height * 3 // 2, self.width):
+            raise VideoDamaged("The picture size changes in the middle of the video.", self._HINT)
+        return picture
 
     def _chain(self) -> Iterator[Any]:
         yield self._first
