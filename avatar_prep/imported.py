@@ -171,8 +171,9 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _version(facts: dict[str, Any]) -> str:
-    """v1's scripts write none."""
-    return "v15" if facts.get("version") == "v15" else "v1" if facts else "unknown"
+    """Which of the two scripts it was: v1's writes no version."""
+    version = facts.get("version", "v1" if facts else "")
+    return version if version in ("v1", "v15") else "unknown"
 
 
 def _shift(facts: dict[str, Any]) -> dict[str, int | str]:
@@ -292,7 +293,7 @@ def _store_pictures(
     if video is None:
         stills = StillPictures(material.pictures, limits)
         return _write_pictures(iter(stills), stills, draft, n, progress)
-    with VideoReader(video, fps, limits.seconds * MAX_FPS / fps, limits.pixels) as clip:
+    with VideoReader(video, fps, limits.seconds, limits.pixels) as clip:
         if not clip.square_pixels:
             hint = "Put its frames, as MuseTalk saw them, into a folder full_imgs."
             raise NotImportable("The clip's pixels are not square, so the boxes do not fit its pictures.", hint)
