@@ -103,11 +103,15 @@ class _Reader:
             for opcode, argument, _ in pickletools.genops(data):
                 self._spend(1)
                 if opcode.name == "STOP":
-                    (value,) = self._stack
+                    value = self._stack.pop()
+                    if self._stack:
+                        raise ValueError("it ends in the middle")
                     self._require_plain(value)
                     return value
                 self._step(opcode.name, argument)
-        except (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError) as exc:
+        except (IndexError, KeyError, TypeError) as exc:
+            raise _damaged(self._name, "its instructions do not fit together") from exc
+        except (ValueError, OverflowError, struct.error) as exc:
             raise _damaged(self._name, exc) from exc
         raise _damaged(self._name, "it has no end")
 
@@ -241,8 +245,10 @@ class _Reader:
         return {}
 
     def _numpy_type(self, code: str, align: bool = False, copy: bool = True) -> _NumpyType:
-        if type(code) is not str or not _NUMPY_TYPE.fullmatch(code):
-            self._refuse(f"has values of the numpy type {str(code)[:20]!r}")
+        if type(code) is not str:
+            raise ValueError("a numpy type without a name")
+        if not _NUMPY_TYPE.fullmatch(code):
+            self._refuse(f"has values of the numpy type {code[:20]!r}")
         return _NumpyType(code)
 
     def _build(self, target: Any, state: Any) -> None:

@@ -168,6 +168,18 @@ def their_blend(picture: U8, face: U8, box: Box, mask: U8, crop: Box) -> U8:
     return np.ascontiguousarray(np.asarray(body)[:, :, ::-1])
 
 
+def blend_of_v1(picture: U8, face: U8, box: Box, mask: U8, crop: Box) -> U8:
+    """What v1's scripts do, with OpenCV's weights between 0 and 1; the crop box lies within the picture."""
+    out = picture.copy()
+    body = out[crop[1] : crop[3], crop[0] : crop[2]]
+    large = body.copy()
+    x, y = box[0] - crop[0], box[1] - crop[1]
+    large[y : y + box[3] - box[1], x : x + box[2] - box[0]] = cv2.resize(face, (box[2] - box[0], box[3] - box[1]))
+    weights = (mask / 255).astype(np.float32)
+    body[:] = cv2.blendLinear(large, body, weights, 1 - weights)
+    return out
+
+
 def stored_blend(avatar: Avatar, index: int, picture: U8, face: U8) -> U8:
     """The same in BGR, but with the box, region and mask that the avatar folder has: no I420 in between."""
     x1, y1, x2, y2 = (int(v) for v in avatar.regions[index]["face"])

@@ -13,7 +13,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from musetalk_folder import Theirs, as_theirs, lisa, soft_mask, stored_blend, their_blend, write_tensors
+from musetalk_folder import Theirs, as_theirs, blend_of_v1, lisa, soft_mask, stored_blend, their_blend, write_tensors
 from samples import frames_of, pictures, short_clip, smooth, tone, write_sound, write_video
 from test_cli import run
 
@@ -179,6 +179,13 @@ def test_blended_as_theirs(theirs: Path, source: Theirs, tmp_path: Path) -> None
         outside = np.ones((512, 512), bool)
         outside[y1:y2, x1:x2] = False
         assert (expected[outside] == picture[outside]).all()
+
+
+def test_v1s_own_blend_differs_by_its_rounding(theirs: Path, source: Theirs, tmp_path: Path) -> None:
+    avatar = taken(theirs, tmp_path / "out")
+    picture, box, mask, crop = source.pictures[0], source.boxes[0], source.masks[0], source.crops[0]
+    difference = stored_blend(avatar, 0, picture, FACE).astype(int) - blend_of_v1(picture, FACE, box, mask, crop)
+    assert np.abs(difference).max() <= 1
 
 
 def cut(source: Theirs, box: tuple[int, int, int, int], size: tuple[int, int] = (512, 512)) -> Theirs:
@@ -609,3 +616,10 @@ def test_the_reference_frames(reference: Path, clip: str, source_of_frames: str,
         if source_of_frames == "full_imgs":
             assert max(d.max() for d in levels) <= 2
             assert (levels[0][~changed] == 0).all()
+
+
+def test_the_reference_avatar_is_not_of_the_demos_weights(engine: Engine, reference: Path) -> None:
+    case = Reference(reference, "eng")
+    with pytest.raises(NotImportable, match=r"correlation -?0\.[01]"):
+        engine.import_avatar(case.case, "yongen", 25, case.video)
+    assert engine.store.list() == []

@@ -255,6 +255,12 @@ def test_pictures_between_two_ticks_are_left_out(tmp_path: Path) -> None:
     assert numbers(file)[:2] == [2, 3]
 
 
+def test_every_frame_once_whatever_its_time(tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "a.mkv", frames_of(numbered(5)), [0, 1, 5, 6, 40])
+    with VideoReader(clip, 10, 60, 10**7) as video:
+        assert [number(picture) for picture in video.every_frame()] == [0, 1, 2, 3, 4]
+
+
 def test_one_picture(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.mp4", numbered(1))
     assert numbers(tmp_path / "a.mp4") == [0]

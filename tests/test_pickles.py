@@ -258,6 +258,8 @@ def test_nesting_has_a_limit(tmp_path: Path) -> None:
     for depth in (pickles.MAX_DEPTH + 1, 200_000):
         with pytest.raises(UnsafePickle, match="nests more than 16"):
             read(tmp_path, nested(depth))
+    with pytest.raises(NotImportable, match="a numpy type without a name"):
+        read(tmp_path, b"\x80\x02cnumpy\ndtype\n" + nested(200_000)[2:-1] + b"\x85R.")
     with pytest.raises(UnsafePickle, match="nests"):
         read(tmp_path, b"\x80\x02]q\x00h\x00a.")  # a list within itself
 
