@@ -19,8 +19,10 @@ from gateway import logs
 from gateway.body_limit import BodyLimit, BodyRefused
 from gateway.calls import log_refused_call
 from gateway.engine import Engine
+from gateway.metrics import Metrics
+from gateway.request_count import RequestCount
 from gateway.request_id import RequestId
-from gateway.routes import router
+from gateway.routes import endpoint_names, router
 from gateway.work import Scratch, Workers
 from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, UploadStalled
 from lipserve.settings import Settings
@@ -38,9 +40,11 @@ def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.triton_url = triton_url or settings.triton_url or DEFAULT_TRITON_URL
     app.state.warm = False
+    metrics = app.state.metrics = Metrics()
     app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_mb * 1_000_000)
     app.add_middleware(RequestId)
+    app.add_middleware(RequestCount, metrics, frozenset(endpoint_names()))
     app.add_exception_handler(LipserveError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -51,11 +55,13 @@ def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    engine = app.state.engine = Engine(settings, app.state.triton_url)
+    engine = app.state.engine = Engine(settings, app.state.triton_url, app.state.metrics)
     engine.store.recover()
     app.state.scratch = Scratch(settings.work_dir)
     app.state.syncs = Workers("sync", settings.max_concurrent_syncs, settings.max_waiting)
     app.state.preparations = Workers("prepare", 1, settings.max_waiting)
+    app.state.metrics.watch("lip_sync", app.state.syncs)
+    app.state.metrics.watch("prepare_avatar", app.state.preparations)
     warming = asyncio.create_task(_warm_up(app, engine))
     try:
         yield
@@ -99,6 +105,7 @@ def _error(
 ) -> JSONResponse:
     """Logged here too, unless the job that failed has logged its answer."""
     state = request.state
+    request.app.state.metrics.error(kind)
     headers = {"x-request-id": state.request_id, **getattr(state, "seconds_headers", {})}
     if retry_after is not None:
         headers["retry-after"] = str(retry_after)

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from threading import Lock
 
+from gateway.metrics import Metrics
 from lipserve.avatar import Avatar
 from lipserve.errors import AvatarNotFound
 from lipserve.store import AvatarStore
@@ -11,8 +12,8 @@ from lipserve.store import AvatarStore
 class AvatarCache:
     """Safe to use from several threads. An avatar that was prepared anew, or touched, is opened anew."""
 
-    def __init__(self, store: AvatarStore, size: int) -> None:
-        self._store, self._size = store, size
+    def __init__(self, store: AvatarStore, size: int, metrics: Metrics) -> None:
+        self._store, self._size, self._metrics = store, size, metrics
         self._open: OrderedDict[str, Avatar] = OrderedDict()
         self._lock = Lock()
 
@@ -27,7 +28,9 @@ class AvatarCache:
             avatar = self._open.get(avatar_id)
             if avatar is not None and avatar.version == version:
                 self._open.move_to_end(avatar_id)
+                self._metrics.cache_hits.inc()
                 return avatar
+        self._metrics.cache_misses.inc()
         avatar = self._store.open(avatar_id)
         with self._lock:
             self._open[avatar_id] = avatar

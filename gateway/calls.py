@@ -58,6 +58,7 @@ async def logged_job(
             "x-seconds-stages": ", ".join(f"{name}={seconds:.3f}" for name, seconds in stages.items()),
         }
         log.info(f"{what} answered", status=status, kind=kind, seconds=total, stages=stages)
+    request.app.state.metrics.measured(what, watch.total, watch.stages)
     return result, folder
 
 

@@ -19,6 +19,7 @@ from gateway.audio import frame_count, playable, speech
 from gateway.avatars import AvatarCache
 from gateway.blend import blend
 from gateway.features import AudioEncoder, Padding, Prompts, prompts
+from gateway.metrics import Metrics
 from gateway.timing import Stopwatch
 from gateway.triton import PendingFaces, TritonClient
 from lipserve.avatar import Avatar, AvatarInfo
@@ -70,12 +71,13 @@ def ignore_progress(stage: str, done: int, total: int | None) -> None:
 
 
 class Engine:
-    def __init__(self, settings: Settings, triton_url: str) -> None:
+    def __init__(self, settings: Settings, triton_url: str, metrics: Metrics | None = None) -> None:
         """Loads the audio encoder; does not need Triton yet. Raises ModelsMissing."""
         self._settings = settings
+        self._metrics = metrics = metrics or Metrics()
         self.store = AvatarStore(settings.avatars_dir)
-        self.avatars = AvatarCache(self.store, settings.avatar_cache)
-        self.triton = TritonClient(triton_url, settings.triton_timeout)
+        self.avatars = AvatarCache(self.store, settings.avatar_cache, metrics)
+        self.triton = TritonClient(triton_url, settings.triton_timeout, metrics)
         file = settings.models_dir / settings.profile / "audio_encoder.onnx"
         self._encoder = AudioEncoder(file, settings.audio_threads)
         self._face_models = settings.models_dir / FACE_MODELS.folder
@@ -171,6 +173,7 @@ class Engine:
         """Write the mp4 in which the avatar says what is in `audio`."""
         watch = watch or Stopwatch()
         watch.lap("queue")
+        queued = watch.total
         avatar = self._open(request.avatar_id)
         fps = request.fps or avatar.info.fps
         with watch.stage("audio"):
@@ -193,10 +196,12 @@ class Engine:
                         picture = blend(avatar, index, face)
                     with watch.stage("encode"):
                         video.write(picture)
+                    self._metrics.frames.inc()
                     progress("render", video.frames, frames)
                 with watch.stage("finish"):
                     video.finish()
             draft.replace(output)
+            self._metrics.frame_rate.observe(frames / (watch.total - queued))
         finally:
             draft.unlink(missing_ok=True)
         return SyncResult(frames, fps, sound.seconds)

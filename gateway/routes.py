@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import structlog
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from avatar_prep.masks import ParsingMode
@@ -17,6 +18,7 @@ from gateway.calls import ResultResponse, logged_job, remove
 from gateway.engine import DEFAULT_BATCH_SIZE, Engine, SyncRequest
 from gateway.features import Padding
 from gateway.inputs import display_name, take_input
+from gateway.metrics import CONTENT_TYPE
 from gateway.timing import Stopwatch
 from lipserve.avatar import AvatarInfo
 from lipserve.errors import AvatarDamaged, AvatarNotFound
@@ -220,3 +222,14 @@ def ready(request: Request) -> Response:
     else:
         health = Health(status="ready")
     return JSONResponse(health.model_dump(), 200 if health.status == "ready" else 503)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(request: Request) -> Response:
+    """Counts and durations for Prometheus."""
+    return Response(request.app.state.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
+
+
+def endpoint_names() -> set[str]:
+    """Of all endpoints above."""
+    return {route.name for route in router.routes if isinstance(route, APIRoute)}

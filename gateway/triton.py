@@ -11,6 +11,7 @@ import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from gateway.metrics import Metrics
 from lipserve.colour import U8
 from lipserve.contract import (
     AUDIO_FEATURES,
@@ -40,10 +41,10 @@ _GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 class TritonClient:
     """One Triton server. Safe to use from several threads."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, metrics: Metrics) -> None:
         """`url`: host:port of gRPC; `timeout`: seconds one inference may take. Does not connect yet."""
         self.url = url
-        self._timeout = timeout
+        self._timeout, self._metrics = timeout, metrics
         self._client = grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
 
     def close(self) -> None:
@@ -91,6 +92,8 @@ class TritonClient:
                 outputs=_outputs(LIPSYNC),
                 client_timeout=self._timeout,
             )
+        self._metrics.batches_in_flight.inc()
+        future.add_done_callback(lambda _: self._metrics.batches_in_flight.dec())
         return PendingFaces(self, future, call)
 
     def warm_up(self) -> None:

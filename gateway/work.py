@@ -55,6 +55,16 @@ class Workers:
         self._limit = count + waiting
         self._running: dict[Future[Any], Event] = {}
 
+    @property
+    def running(self) -> int:
+        """Jobs that have a worker now."""
+        return sum(future.running() for future in list(self._running))
+
+    @property
+    def waiting(self) -> int:
+        """Jobs whose turn has not come."""
+        return sum(not future.running() and not future.done() for future in list(self._running))
+
     def close(self) -> None:
         for cancelled in list(self._running.values()):
             cancelled.set()

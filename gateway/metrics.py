@@ -1,0 +1,98 @@
+"""What the gateway counts and measures for Prometheus, a registry for each application.
+
+Every label has a small, fixed set of values: endpoints, outcomes, stages and kinds of error; never an avatar's id, a
+file's name or a message. Knows nothing of HTTP but the numbers of its statuses.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from gateway.work import Workers
+from lipserve.errors import Cancelled, LipserveError
+
+OUTCOMES = ("ok", "refused", "failed", "cancelled")
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1200)
+FRAMES_PER_SECOND = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500)
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """One application's numbers. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        # Else every series comes with its time of birth, which nothing asks for.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "lipserve_requests",
+            "Requests answered; refused: at fault is the request, failed: the service.",
+            ["endpoint", "outcome"],
+            registry=registry,
+        )
+        self._errors = Counter("lipserve_errors", "Errors answered, by their kind.", ["kind"], registry=registry)
+        self._request_seconds = Histogram(
+            "lipserve_request_seconds",
+            "Seconds from the complete upload to the answer, of successful calls.",
+            ["endpoint"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stage_seconds = Histogram(
+            "lipserve_stage_seconds",
+            "Seconds of a stage in one call, of successful calls.",
+            ["endpoint", "stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.frames = Counter("lipserve_frames_rendered", "Video frames rendered.", registry=registry)
+        self.frame_rate = Histogram(
+            "lipserve_render_frames_per_second",
+            "Frames rendered per second, over one lip-sync call from its turn on.",
+            buckets=FRAMES_PER_SECOND,
+            registry=registry,
+        )
+        self.batches_in_flight = Gauge("lipserve_batches_in_flight", "Batches at Triton now.", registry=registry)
+        lookups = Counter("lipserve_avatar_cache_lookups", "Avatars asked of the cache.", ["result"], registry=registry)
+        self.cache_hits, self.cache_misses = lookups.labels("hit"), lookups.labels("miss")
+        self._running = Gauge("lipserve_jobs_running", "Calls in a worker now.", ["endpoint"], registry=registry)
+        self._waiting = Gauge("lipserve_jobs_waiting", "Calls waiting for a worker.", ["endpoint"], registry=registry)
+        for kind in _kinds(LipserveError):  # from the start, so that the first error is an increase too
+            self._errors.labels(kind)
+
+    def watch(self, endpoint: str, workers: Workers) -> None:
+        """From here on the endpoint's jobs are counted, at the moment they are asked for."""
+        self._running.labels(endpoint).set_function(lambda: workers.running)
+        self._waiting.labels(endpoint).set_function(lambda: workers.waiting)
+        for outcome in OUTCOMES:
+            self._requests.labels(endpoint, outcome)
+
+    def answered(self, endpoint: str, status: int) -> None:
+        """A request to an endpoint of ours has had its answer."""
+        if status == Cancelled.status:
+            outcome = "cancelled"
+        else:
+            outcome = "ok" if status < 400 else "refused" if status < 500 else "failed"
+        self._requests.labels(endpoint, outcome).inc()
+
+    def error(self, kind: str) -> None:
+        self._errors.labels(kind).inc()
+
+    def measured(self, endpoint: str, total: float, stages: Mapping[str, float]) -> None:
+        """Seconds of a successful call, and of its stages."""
+        self._request_seconds.labels(endpoint).observe(total)
+        for stage, seconds in stages.items():
+            self._stage_seconds.labels(endpoint, stage).observe(seconds)
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return prometheus_client.generate_latest(self._registry)
+
+
+def _kinds(error: type[LipserveError]) -> Iterator[str]:
+    yield error.kind
+    for child in error.__subclasses__():
+        yield from _kinds(child)
