@@ -1,0 +1,24 @@
+# The export, on the Triton image that will serve what it writes: an engine runs on the TensorRT that built it, and on no
+# other. Built from the repository's root.
+ARG TRITON_IMAGE
+FROM ${TRITON_IMAGE}
+RUN apt-get update && apt-get install -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/export
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY lipserve lipserve
+COPY gateway gateway
+COPY avatar_prep avatar_prep
+COPY export export
+# torch's build for the CPU, where it traces the networks and is what graphs are held against
+RUN /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check \
+  --extra-index-url https://download.pytorch.org/whl/cpu '.[export]'
+# TensorRT's Python half, in exactly the version and for the CUDA of this image
+RUN set -eu; \
+    library="$(ls /usr/lib/x86_64-linux-gnu/libnvinfer.so.*.*.*)"; \
+    /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check \
+      "tensorrt-cu${CUDA_VERSION%%.*}==${library##*.so.}.*"
+ENV ORT_DISABLE_TELEMETRY=1
+WORKDIR /srv/lipserve
+ENTRYPOINT ["/opt/export/bin/python", "-m", "export"]
+CMD ["--target", "tensorrt", "--profile", "musetalk-v15"]

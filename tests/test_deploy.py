@@ -1,0 +1,232 @@
+"""The Compose file, the images' recipes and the dashboard: read as the tools read them, held against the code.
+
+No Docker runs here: what is checked is that they are well-formed, and that the settings, files, ports and metrics they
+speak of exist.
+"""
+
+import re
+import shutil
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dashboards import dashboards, expressions
+from fastapi.testclient import TestClient
+from samples import tone, write_sound
+
+from lipserve.embedded import EmbeddedTriton
+from lipserve.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+COMPOSE = ROOT / "docker-compose.yml"
+EXAMPLE = ROOT / ".env.example"
+RECIPES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
+
+# Triton's, where there is a GPU: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md
+GPU_METRICS = {
+    "nv_gpu_utilization",
+    "nv_gpu_memory_total_bytes",
+    "nv_gpu_memory_used_bytes",
+    "nv_gpu_power_usage",
+    "nv_gpu_power_limit",
+    "nv_energy_consumption",
+}
+
+needs_compose = pytest.mark.skipif(
+    shutil.which("docker-compose") is None, reason="needs docker-compose (Debian's package of that name)"
+)
+
+
+def compose(env_file: Path) -> subprocess.CompletedProcess[str]:
+    command = ["docker-compose", "-f", COMPOSE, "--env-file", env_file, "--profile", "export", "config"]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    )
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """As docker-compose understands the file with the example's values."""
+    done = compose(EXAMPLE)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return found
+
+
+@needs_compose
+def test_the_compose_file_is_valid_with_the_example(services: dict[str, Any]) -> None:
+    assert set(services) == {"triton", "gateway", "prometheus", "grafana", "export"}
+
+
+@needs_compose
+@pytest.mark.parametrize("name", ["LIPSERVE_PROFILE", "TRITON_TARGET", "GRAFANA_ADMIN_PASSWORD"])
+def test_what_must_be_set_is_asked_for(name: str, tmp_path: Path) -> None:
+    lines = [line for line in EXAMPLE.read_text().splitlines() if not line.startswith(f"{name}=")]
+    assert len(lines) == len(EXAMPLE.read_text().splitlines()) - 1
+    (tmp_path / "env").write_text("\n".join(lines))
+    done = compose(tmp_path / "env")
+    assert done.returncode != 0
+    message = re.findall(rf"\$\{{{name}:\?(.+?)\}}", COMPOSE.read_text())[0]
+    assert message in done.stderr
+
+
+@needs_compose
+def test_the_gateway_gets_settings_that_are_settings(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = services["gateway"]["environment"] | written_in(ROOT / "deploy/gateway.Dockerfile")
+    ours = {name: value for name, value in given.items() if name.startswith("LIPSERVE_")}
+    assert {name.removeprefix("LIPSERVE_").lower() for name in ours} <= set(Settings.model_fields)
+    for name, value in ours.items():
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+    settings = Settings()
+    assert (settings.host, settings.port, settings.triton_url) == ("0.0.0.0", 8080, "triton:8001")
+    mounts = {target(volume) for volume in services["gateway"]["volumes"]}
+    assert {str(settings.avatars_dir), str(settings.work_dir), str(settings.models_dir / settings.profile)} == mounts
+
+
+def written_in(recipe: Path) -> dict[str, str]:
+    """The ENV of a Dockerfile."""
+    return dict(re.findall(r"^(?:ENV| {4})\s*([A-Z_]+)=(\S+)", recipe.read_text(), re.MULTILINE))
+
+
+def target(volume: Any) -> str:
+    """Where it is mounted; in the short or the long form."""
+    return str(volume["target"] if isinstance(volume, dict) else volume.split(":")[1])
+
+
+def test_every_variable_is_in_the_example_and_every_setting_there_has_its_default() -> None:
+    text = COMPOSE.read_text()
+    asked = set(re.findall(r"\$\{([A-Z_]+)", text)) | set(re.findall(r"^ +(LIPSERVE_[A-Z_]+):$", text, re.MULTILINE))
+    shown = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
+    assert asked == set(shown)
+    for name, value in shown.items():
+        if name.startswith("LIPSERVE_") and name != "LIPSERVE_PROFILE":
+            assert value == str(Settings.model_fields[name.removeprefix("LIPSERVE_").lower()].default), name
+
+
+@needs_compose
+def test_services_come_back_have_a_health_check_and_listen_on_this_machine_only(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        once = name == "export"
+        assert service["restart"] == ("no" if once else "unless-stopped"), name
+        healthy = "healthcheck" in service or "HEALTHCHECK" in recipe_of(service)
+        assert healthy != once, name
+        for port in service.get("ports", []):
+            address = port["host_ip"] if isinstance(port, dict) else port.split(":")[0]
+            assert address == "127.0.0.1", name
+    assert "ports" not in services["triton"]
+    assert "/health/ready" in recipe_of(services["gateway"])
+    assert services["gateway"]["read_only"] is True
+    assert services["gateway"]["tmpfs"]
+
+
+def recipe_of(service: dict[str, Any]) -> str:
+    return (ROOT / service["build"]["dockerfile"]).read_text() if "build" in service else ""
+
+
+@needs_compose
+def test_images_are_pinned_and_the_export_builds_for_the_triton_that_serves(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        if "build" not in service:
+            assert re.search(r":v?\d+\.\d+[\w.-]*$", service["image"]), name
+    assert services["export"]["build"]["args"]["TRITON_IMAGE"] == services["triton"]["image"]
+    for recipe in RECIPES:
+        for image in re.findall(r"^FROM (\S+)", recipe.read_text(), re.MULTILINE):
+            assert image == "${TRITON_IMAGE}" or re.search(r":\d+\.\d+", image), recipe
+
+
+@needs_compose
+def test_what_is_mounted_out_of_the_repository_is_there(services: dict[str, Any]) -> None:
+    found = []
+    for name in ("prometheus", "grafana"):
+        for volume in services[name]["volumes"]:
+            source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
+            if source.startswith("/"):
+                assert Path(source).is_dir(), source
+                found.append(Path(source).relative_to(ROOT).as_posix())
+    assert sorted(found) == ["deploy/grafana/dashboards", "deploy/grafana/provisioning", "deploy/prometheus"]
+    repository = {Path(v["source"]).parent.name for v in services["triton"]["volumes"]}
+    assert repository == {"model_repository"}
+
+
+def test_prometheus_and_grafana_look_where_compose_puts_things() -> None:
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in scraped}
+    assert targets == {"gateway": ["gateway:8080"], "triton": ["triton:8002"]}
+    (source,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/lipserve.yml").read_text())[
+        "providers"
+    ]
+    assert f":{provider['options']['path']}:ro" in COMPOSE.read_text()
+    for dashboard in dashboards():
+        for panel in dashboard["panels"]:
+            assert panel["type"] == "row" or panel["datasource"]["uid"] == source["uid"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_what_an_image_copies_is_there_and_let_through(recipe: Path) -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", recipe.read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert names <= allowed
+    assert all((ROOT / name).exists() for name in names)
+
+
+def test_the_gateway_image_has_no_torch_and_no_root() -> None:
+    text = (ROOT / "deploy/gateway.Dockerfile").read_text()
+    instructions = re.findall(r"^([A-Z]+) ", text, re.MULTILINE)
+    assert "export" not in text.split("FROM")[1]
+    assert "USER lipserve" in text
+    assert written_in(ROOT / "deploy/gateway.Dockerfile")["ORT_DISABLE_TELEMETRY"] == "1"
+    assert instructions.index("USER") < instructions.index("CMD")
+
+
+def names(expression: str) -> set[str]:
+    """The metrics in a PromQL expression."""
+    without_labels = re.sub(r"\{[^}]*\}|\[[^\]]*\]|(by|on) \([^)]*\)", "", expression)
+    return set(re.findall(r"\b(?:lipserve|nv|process)_\w+", without_labels))
+
+
+def exported(text: str) -> set[str]:
+    return set(re.findall(r"^(\w+)(?:\{| )", text, re.MULTILINE))
+
+
+def test_every_metric_asked_for_is_exported(
+    client: TestClient, lisa: str, triton: EmbeddedTriton, tmp_path: Path
+) -> None:
+    sound = write_sound(tmp_path / "a.wav", tone(0.4), 16000)
+    with sound.open("rb") as handle:
+        assert client.post("/lip_sync", data={"avatar_id": lisa}, files={"audio": handle}).status_code == 200
+    with urllib.request.urlopen(triton.metrics_url) as answer:
+        there = exported(answer.read().decode()) | exported(client.get("/metrics").text) | GPU_METRICS
+    asked = {name for expression in expressions() for name in names(expression)}
+    assert len(asked) > 20
+    assert asked <= there
+
+
+def test_the_dashboard_shows_what_it_should() -> None:
+    asked = {name for expression in expressions() for name in names(expression)}
+    assert asked >= {
+        "nv_inference_queue_duration_us",
+        "nv_inference_exec_count",
+        "lipserve_render_frames_per_second_bucket",
+        "lipserve_stage_seconds_bucket",
+        "nv_gpu_utilization",
+        "nv_gpu_memory_used_bytes",
+        "lipserve_errors_total",
+    }
+    for dashboard in dashboards():
+        panels = dashboard["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        places = [panel["gridPos"] for panel in panels]
+        for i, a in enumerate(places):
+            assert a["x"] + a["w"] <= 24
+            for b in places[i + 1 :]:
+                apart = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+                assert apart or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
