@@ -45,6 +45,10 @@ def log_lines(up: Service, event: str) -> list[str]:
     return [line for line in up.log.read_text().splitlines() if f'"event": "{event}"' in line]
 
 
+def metrics(up: Service) -> str:
+    return up.http.get("/metrics").text
+
+
 @pytest.fixture
 def short(tmp_path: Path) -> Path:
     return write_sound(tmp_path / "short.wav", tone(0.2), 16000)
@@ -103,6 +107,7 @@ def test_triton_killed_in_the_middle_is_a_503_and_comes_back(running: Service, s
     assert answer.json()["kind"] == "triton_unavailable"
     assert int(answer.headers["retry-after"]) > 0
     assert running.http.get("/health/live").status_code == 200
+    wait_for(lambda: "lipserve_batches_in_flight 0.0" in metrics(running), 20)  # none is forgotten
     wait_for(running.is_ready, 60, lambda: running.log.read_text())
     assert post(running, short).status_code == 200
 
@@ -117,6 +122,8 @@ def test_a_client_that_goes_away_ends_its_work(running: Service, long: Path, sho
         impatient.post("/lip_sync", data={"avatar_id": "lisa"}, files={"audio": handle})
     wait_for(lambda: len(log_lines(running, "lip_sync received")) > seen, 20)
     wait_for(lambda: '"kind": "cancelled"' in "".join(log_lines(running, "lip_sync answered")), 20)
+    wait_for(lambda: 'lipserve_requests_total{endpoint="lip_sync",outcome="cancelled"} 1.0' in metrics(running), 20)
+    wait_for(lambda: "lipserve_batches_in_flight 0.0" in metrics(running), 20)
     assert post(running, short).status_code == 200
 
 

@@ -116,10 +116,9 @@ def test_running_waiting_and_batches_in_flight_are_seen_while_they_last(
     finally:
         for caller in callers:
             caller.join(120)
-    after = Samples(client)
-    assert after.value("lipserve_batches_in_flight") == 0
-    assert after.value("lipserve_jobs_running", endpoint="lip_sync") == 0
-    assert after.value("lipserve_jobs_waiting", endpoint="lip_sync") == 0
+    wait_for(lambda: Samples(client).value("lipserve_batches_in_flight") == 0, 10)
+    for name in ("lipserve_jobs_running", "lipserve_jobs_waiting"):
+        assert Samples(client).value(name, endpoint="lip_sync") == 0
     assert max(s.value("lipserve_batches_in_flight") for s in seen) <= (
         settings.max_concurrent_syncs * settings.batches_in_flight
     )

@@ -267,6 +267,7 @@ def test_the_api_describes_itself(client: TestClient) -> None:
         ("/avatars/{avatar_id}/preview", "get"),
         ("/health/live", "get"),
         ("/health/ready", "get"),
+        ("/metrics", "get"),
     }
     page = client.get("/docs").text
     assert "https://" not in page  # the page works without any other server
