@@ -196,7 +196,7 @@ def import_(
     from avatar_prep.source import Limits
     from lipserve.store import AvatarStore
 
-    settings = _settings()
+    settings = settings_or_exit()
     store = AvatarStore(settings.avatars_dir)
     if weights_id is None:
         with _engine() as engine, _bars() as bars:
