@@ -6,8 +6,12 @@ ExportError
 ├── ExportRefused         a graph does not compute what its torch module computes
 ├── GraphsMissing         a profile's folder lacks graphs
 ├── GraphUnfit            a graph on disk is not what the contract asks for
+├── WeightsMissing        a profile's weight files are not there
+├── ConfigUnfit           a network's configuration file is not what the contract asks for
 ├── CheckpointUnreadable  a file of weights is missing, cut off, or no state dict
-└── StateUnfit            weights that do not belong into a network
+├── StateUnfit            weights that do not belong into a network
+├── EngineUnavailable     TensorRT or a GPU is not there, or of another version
+└── EngineFailed          TensorRT could not build an engine
 """
 
 from collections.abc import Iterable
@@ -48,6 +52,38 @@ class GraphsMissing(ExportError):
             f"{folder} lacks {', '.join(missing)}. The demo profile's graphs come with the repository (git checkout "
             f"models/demo) and are trained anew by: python -m export.training all"
         )
+
+
+class WeightsMissing(ExportError):
+    """Files of a profile's weights are not there."""
+
+    def __init__(self, profile: str, missing: Iterable[Path]) -> None:
+        super().__init__(f"profile {profile!r} needs weights that are not there: {', '.join(map(str, missing))}")
+
+
+class ConfigUnfit(ExportError):
+    """A configuration file beside the weights that cannot be read, or describes a network that cannot be served."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}")
+
+
+class EngineUnavailable(ExportError):
+    """What building a TensorRT engine takes is not on this machine. Raised before any work."""
+
+    def __init__(self, why: str, hint: str) -> None:
+        super().__init__(f"no TensorRT engine can be built here: {why}. {hint}")
+
+
+class EngineFailed(ExportError):
+    """TensorRT refused a graph or could not build its engine. The target `onnx` serves the same graph without it."""
+
+    def __init__(self, graph: str, why: str) -> None:
+        super().__init__(
+            f"TensorRT built no engine of {graph!r}: {why}. Nothing was published; the target onnx serves this graph: "
+            f"python -m export --target onnx"
+        )
+        self.graph = graph
 
 
 class GraphUnfit(ExportError):

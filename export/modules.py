@@ -1,13 +1,14 @@
-"""The torch modules that *are* the exported graphs: the contract's tensors at the edges, float32 inside.
+"""The torch modules that *are* the exported graphs: the contract's tensors at the edges, the networks' dtype inside.
 
-They know the numerics around the networks (positions, scaling, half mask, channel order, rounding) and nothing of
-ONNX, Triton or where the weights came from. Any diffusers VAE of the right shape fits, `AutoencoderKL` or
-`AutoencoderTiny`.
+They know the numerics around the networks (positions, scaling, half mask, channel order, rounding), which they do in
+float32, and nothing of ONNX, Triton or where the weights came from. Any diffusers VAE of the right shape fits,
+`AutoencoderKL` or `AutoencoderTiny`.
 """
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lipserve import contract
 
@@ -42,9 +43,10 @@ class UNetStep(nn.Module):
         audio_features: float16 (n, 50, 384); face_latents: float16 (n, 8, 32, 32), masked 4 then reference 4
         -> latents: float16 (n, 4, 32, 32), VAE latents times the scaling factor
         """
-        prompts = audio_features.float() + self.positions
+        dtype = _dtype(self.unet)
+        prompts = (audio_features.float() + self.positions).to(dtype)
         timestep = torch.zeros((), dtype=torch.int64, device=face_latents.device)
-        latents: Tensor = self.unet(face_latents.float(), timestep, encoder_hidden_states=prompts).sample
+        latents: Tensor = self.unet(face_latents.to(dtype), timestep, encoder_hidden_states=prompts).sample
         return latents.half()
 
 
@@ -62,7 +64,8 @@ class FaceDecoder(nn.Module):
         latents: float16 (n, 4, 32, 32), VAE latents times the scaling factor
         -> faces: uint8 (n, 256, 256, 3), BGR, rounded to the nearest level
         """
-        decoded: Tensor = self.vae.decode(latents.float() / self.scaling_factor).sample
+        unscaled = (latents.float() / self.scaling_factor).to(_dtype(self.vae.decoder))
+        decoded: Tensor = self.vae.decode(unscaled).sample.float()
         levels = (decoded / 2 + 0.5).clamp(0, 1) * 255
         return levels.flip(1).permute(0, 2, 3, 1).round().to(torch.uint8)
 
@@ -84,7 +87,7 @@ class FaceEncoder(nn.Module):
 
         crops: uint8 (n, 256, 256, 3), BGR -> face_latents: float16 (n, 8, 32, 32), masked 4 then reference 4
         """
-        whole = crops.permute(0, 3, 1, 2).flip(1).float() / 255
+        whole = crops.float().permute(0, 3, 1, 2).flip(1) / 255  # TensorRT does nothing with uint8 but cast it
         pairs = torch.stack((whole * self.upper_half, whole), dim=1).flatten(0, 1)  # (2n, 3, 256, 256), RGB, [0, 1]
         latents = self._encode(pairs * 2 - 1) * self.scaling_factor
         shape = (-1, contract.FACE_LATENT_CHANNELS, contract.LATENT_SIZE, contract.LATENT_SIZE)
@@ -95,3 +98,24 @@ class FaceEncoder(nn.Module):
         encoded = self.vae.encode(pictures)
         latents: Tensor = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
         return latents
+
+
+class WhisperStates(nn.Module):
+    """Whisper's encoder, all of its hidden states."""
+
+    def __init__(self, encoder: WhisperEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Hidden states of 30 s segments: the embedding, then each layer, the last after the final layer norm.
+
+        log_mel: float32 (n, 80, 3000), Whisper's log-mel scale -> hidden_states: float32 (n, 1500, 5, 384)
+        """
+        states: tuple[Tensor, ...] = self.encoder(log_mel, output_hidden_states=True).hidden_states
+        return torch.stack(states, dim=2)
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """What a network computes in; some tests' networks have no weights."""
+    return next((parameter.dtype for parameter in network.parameters()), torch.float32)

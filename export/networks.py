@@ -1,4 +1,4 @@
-"""The three networks of a profile, held together, and the identity of their weights.
+"""The networks of a profile, held together, and the identity of their weights.
 
 Knows neither how they were built nor how they are exported.
 """
@@ -21,10 +21,15 @@ class Networks:
     unet: nn.Module  # called as diffusers' UNet2DConditionModel
     vae: AutoencoderKL | AutoencoderTiny
     audio_encoder: nn.Module  # log_mel -> hidden_states, the contract's AUDIO_ENCODER
+    decoder: AutoencoderTiny | None = None  # draws the faces in the place of the VAE's own
 
     @property
     def weights_id(self) -> str:
-        """Identity of all the weights, like `demo-1a2b3c4d5e6f`: equal if and only if every tensor is."""
+        """Identity of the weights, like `demo-1a2b3c4d5e6f`: equal if and only if every tensor is.
+
+        A decoder in the place of the VAE's own does not count: it reads the same latents, so that an avatar outlives
+        the choice.
+        """
         return f"{self.profile}-{digest(unet=self.unet, vae=self.vae, audio_encoder=self.audio_encoder)[:ID_DIGITS]}"
 
 

@@ -1,0 +1,78 @@
+"""Inputs as they are in service, for checks: drawn faces through the VAE, a voice through the audio encoder.
+
+What FP16 does to a network depends on what goes in: noise of unit variance is neither a face nor speech. Seeded, and
+needs no file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.modules import FaceDecoder, FaceEncoder, UNetStep
+from export.networks import Networks
+from export.portrait import BUNDLED, Mouth, Portrait
+from gateway.features import Padding, log_mel, prompts
+from lipserve import contract
+
+FRAMES = 4
+PITCH = 120.0  # Hz
+FORMANTS = ((700, 1200), (300, 2300), (300, 800))  # Hz: a, i, u
+VOWEL_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Inputs of UNet and decoder and what they make of them in float32, of the same `FRAMES` frames.
+
+    audio_features: float16 (4, 50, 384); face_latents: float16 (4, 8, 32, 32); latents: float16 (4, 4, 32, 32), the
+    UNet's; faces: uint8 (4, 256, 256, 3), BGR, the decoder's of these latents.
+    """
+
+    audio_features: NDArray[np.float16]
+    face_latents: NDArray[np.float16]
+    latents: NDArray[np.float16]
+    faces: NDArray[np.uint8]
+
+
+def crops() -> NDArray[np.uint8]:
+    """Drawn people who speak: uint8 (4, 256, 256, 3), BGR."""
+    people = [Portrait(person, contract.FACE_SIZE) for person in BUNDLED.values()]
+    opened = np.linspace(0, 1, FRAMES)
+    shown = [
+        people[i % len(people)].render(mouth=Mouth(jaw=gap, open=gap, width=1 - gap)) for i, gap in enumerate(opened)
+    ]
+    return np.stack(shown)
+
+
+def voice(seconds: float = 1.0) -> NDArray[np.float32]:
+    """Three vowels in turn: float32 (16000 · seconds,), mono, 16 kHz, in [-1, 1]."""
+    time = np.arange(int(seconds * contract.SAMPLE_RATE)) / contract.SAMPLE_RATE
+    heard = np.zeros_like(time)
+    spoken = (time / VOWEL_SECONDS).astype(int) % len(FORMANTS)
+    for harmonic in range(1, int(contract.SAMPLE_RATE / 2 / PITCH)):
+        pitch = harmonic * PITCH
+        resonance = np.array([sum(1 / (1 + ((pitch - f) / 120) ** 2) for f in vowel) for vowel in FORMANTS])
+        heard += resonance[spoken] * np.sin(2 * np.pi * pitch * time)
+    return np.asarray(0.5 * heard / np.abs(heard).max(), np.float32)
+
+
+def reference(networks: Networks) -> Reference:
+    """What the networks, in float32, make of the samples."""
+    with torch.inference_mode():
+
+        def encode(segment: NDArray[np.float32]) -> NDArray[np.float32]:
+            states: NDArray[np.float32] = networks.audio_encoder(torch.from_numpy(log_mel(segment)[None]))[0].numpy()
+            return states
+
+        features = prompts(voice(), 25, Padding(), encode).batch(4, 4 + FRAMES)
+        face_latents = FaceEncoder(networks.vae)(torch.from_numpy(crops()))
+        # one frame at a time: the VAE's decoder takes a gigabyte for four
+        steps = UNetStep(networks.unet)
+        decode = FaceDecoder(networks.decoder or networks.vae)
+        latents = torch.cat([steps(torch.from_numpy(features[i : i + 1]), face_latents[i : i + 1]) for i in range(FRAMES)])
+        faces = torch.cat([decode(latents[i : i + 1]) for i in range(FRAMES)])
+    return Reference(features, face_latents.numpy(), latents.numpy(), faces.numpy())
