@@ -1,6 +1,8 @@
 """The graphs of a profile as they lie on disk: four ONNX files that must belong together.
 
     models/<profile>/unet.onnx, vae_decoder.onnx, vae_encoder.onnx, audio_encoder.onnx
+    models/<profile>/fp16/unet.onnx, vae_decoder.onnx       what a GPU runs in their place
+    …/<name>.onnx.data                                      weights too large for the graph's own file
 
 Knows how to find and check them, with ONNX Runtime alone: no torch is needed to serve what is already a graph.
 """
@@ -13,7 +15,12 @@ import numpy as np
 import onnxruntime
 
 from export.errors import GraphsMissing, GraphUnfit
+from export.profiles import FP16, FP32, SD_VAE
 from lipserve import contract
+
+DATA_SUFFIX = ".data"
+DECODER = "decoder"  # key, in the graphs' metadata, of the decoder chosen
+HALVED = (contract.UNET, contract.VAE_DECODER)  # those that exist in FP16: what runs once per frame of every request
 
 MODELS = (contract.UNET, contract.VAE_DECODER, contract.VAE_ENCODER, contract.AUDIO_ENCODER)  # those that are a graph
 
@@ -26,15 +33,20 @@ class Bundle:
     weights_id: str
 
 
-def graph_file(folder: Path, model: contract.Model) -> Path:
+def graph_file(folder: Path, model: contract.Model, precision: str = FP32) -> Path:
     """Where a model's graph lies in a profile's folder."""
-    return folder / f"{model.name}.onnx"
+    return (folder / FP16 if precision == FP16 and model in HALVED else folder) / f"{model.name}.onnx"
 
 
-def read_bundle(folder: Path) -> Bundle:
+def data_file(graph: Path) -> Path:
+    """Where the weights of a large graph lie; of a small one there is no such file."""
+    return graph.with_name(graph.name + DATA_SUFFIX)
+
+
+def read_bundle(folder: Path, precision: str = FP32) -> Bundle:
     """Find and check a profile's graphs. Raises GraphsMissing and GraphUnfit."""
-    files = {model.name: graph_file(folder, model) for model in MODELS}
-    missing = [file.name for file in files.values() if not file.is_file()]
+    files = {model.name: graph_file(folder, model, precision) for model in MODELS}
+    missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
     if missing:
         raise GraphsMissing(folder, missing)
     ids = {name: _check(model, files[name]) for name, model in zip(files, MODELS, strict=True)}
@@ -44,10 +56,32 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(files, weights_id)
 
 
+def is_exported(folder: Path, precision: str, decoder: str) -> bool:
+    """Whether a profile's graphs are all there, with the decoder asked for."""
+    files = [graph_file(folder, model, precision) for model in MODELS]
+    if not all(file.is_file() for file in files):
+        return False
+    try:
+        notes = open_graph(graph_file(folder, contract.VAE_DECODER, precision)).get_modelmeta().custom_metadata_map
+    except Exception:  # ONNX Runtime's own exceptions share no base but this
+        return False
+    return decoder == str(notes.get(DECODER, SD_VAE))
+
+
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU. Large graphs run as they are: optimising and packing would hold their weights thrice."""
+    options = onnxruntime.SessionOptions()
+    if data_file(path).is_file():
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 def _check(model: contract.Model, file: Path) -> str:
     """Hold a graph against the contract and run it once; returns the identity of its weights."""
     try:
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        session = open_graph(file)
     except Exception as exc:  # ONNX Runtime's own exceptions share no base but this
         raise GraphUnfit(str(file), f"cannot be opened: {exc}") from exc
     for words, found, tensors in (
@@ -75,3 +109,5 @@ def sizes(bundle: Bundle) -> Iterator[tuple[Path, int]]:
     """Each file with its bytes."""
     for file in bundle.files.values():
         yield file, file.stat().st_size
+        if data_file(file).is_file():
+            yield data_file(file), data_file(file).stat().st_size

@@ -3,6 +3,7 @@
 ExportError
 ├── UnknownTarget         no such deployment target
 ├── UnknownProfile        no such set of weights
+├── UnknownDecoder        no such decoder
 ├── ExportRefused         a graph does not compute what its torch module computes
 ├── GraphsMissing         a profile's folder lacks graphs
 ├── GraphUnfit            a graph on disk is not what the contract asks for
@@ -36,11 +37,18 @@ class UnknownProfile(ExportError):
         super().__init__(f"unknown profile {profile!r}; profiles that exist: {', '.join(known)}")
 
 
+class UnknownDecoder(ExportError):
+    """The decoder asked for is not one of those that exist."""
+
+    def __init__(self, decoder: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown decoder {decoder!r}; decoders that exist: {', '.join(known)}")
+
+
 class ExportRefused(ExportError):
     """An exported graph is further from torch than its bound allows, or says something that is not a number."""
 
-    def __init__(self, graph: str, batch: int, error: float, bound: float) -> None:
-        super().__init__(f"graph {graph!r} refused at batch {batch}: maximum error {error:.3g} is over {bound:.3g}")
+    def __init__(self, graph: str, batch: int, error: float, bound: float, which: str = "maximum") -> None:
+        super().__init__(f"graph {graph!r} refused at batch {batch}: {which} error {error:.3g} is over {bound:.3g}")
         self.graph, self.batch, self.error, self.bound = graph, batch, error, bound
 
 
@@ -50,7 +58,8 @@ class GraphsMissing(ExportError):
     def __init__(self, folder: Path, missing: Iterable[str]) -> None:
         super().__init__(
             f"{folder} lacks {', '.join(missing)}. The demo profile's graphs come with the repository (git checkout "
-            f"models/demo) and are trained anew by: python -m export.training all"
+            f"models/demo) and are trained anew by: python -m export.training all. Those of MuseTalk are written by: "
+            f"python -m export --profile musetalk-v15"
         )
 
 

@@ -1,11 +1,11 @@
 """ONNX graphs from torch modules: the contract's names, a dynamic batch axis, the weights' identity as metadata.
 
-Knows which module stands behind which model of the contract; does not know whether the result is right (`verify`).
+Weights above `EXTERNAL_ABOVE` lie beside the graph, in `<name>.onnx.data`. Knows which module stands behind which model of the contract; does not know whether the result is right (`verify`).
 """
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,15 @@ import onnx
 import torch
 from torch import nn
 
+from export.bundle import DATA_SUFFIX, DECODER
 from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
+from export.profiles import SD_VAE, TAESD
 from lipserve import contract
 
 TRACED_BATCH = 2  # torch.export would take a batch of 1 for a constant
+EXTERNAL_ABOVE = 500_000_000  # bytes: protobuf ends at 2 GiB, and a reader holds what is inside the graph twice
+OPSET = 18  # of the graphs for GPUs: read by every ONNX Runtime and TensorRT in use
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,23 @@ def graphs(networks: Networks) -> tuple[Graph, ...]:
     """Every graph that the profile exports, the audio encoder's last."""
     return (
         Graph(contract.UNET, UNetStep(networks.unet)),
-        Graph(contract.VAE_DECODER, FaceDecoder(networks.vae)),
+        Graph(contract.VAE_DECODER, FaceDecoder(networks.decoder or networks.vae)),
         Graph(contract.VAE_ENCODER, FaceEncoder(networks.vae)),
         Graph(contract.AUDIO_ENCODER, networks.audio_encoder),
     )
 
 
-def write_graph(graph: Graph, path: Path, weights_id: str) -> None:
-    """Export `graph` to the single file `path`, checked by `onnx.checker`; float32 inside."""
+def metadata(networks: Networks) -> dict[str, str]:
+    """What every graph of a profile says about itself."""
+    return {contract.WEIGHTS_ID: networks.weights_id, DECODER: TAESD if networks.decoder else SD_VAE}
+
+
+def write_graph(graph: Graph, path: Path, notes: str | Mapping[str, str], folded: bool = False) -> None:
+    """Export `graph` to `path`, checked by `onnx.checker`. notes: metadata, or the weights' identity alone.
+
+    folded: constants computed and what no GPU runs (sequences) written otherwise. Without, every weight keeps its own
+    name, and ONNX Runtime does that work when it loads the graph.
+    """
     inputs, outputs = graph.model.inputs, graph.model.outputs
     batch = torch.export.Dim("n", min=1, max=contract.MAX_BATCH_SIZE)
     examples = tuple(torch.zeros(TRACED_BATCH, *t.shape, dtype=getattr(torch, t.dtype)) for t in inputs)
@@ -57,13 +70,24 @@ def write_graph(graph: Graph, path: Path, weights_id: str) -> None:
             output_names=[t.name for t in outputs],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
             dynamo=True,
-            optimize=False,  # keeps every weight under its own name; ONNX Runtime optimises when it loads
+            optimize=folded,
+            opset_version=OPSET if folded else None,
             verbose=False,
         )
-    assert program is not None
-    program.model.metadata_props[contract.WEIGHTS_ID] = weights_id
-    program.save(path, external_data=False)
-    onnx.checker.check_model(path, full_check=True)
+        assert program is not None
+        program.model.metadata_props.update({contract.WEIGHTS_ID: notes} if isinstance(notes, str) else notes)
+        large = weight_bytes(graph.module) > EXTERNAL_ABOVE
+        program.save(path, external_data=large)
+    if large:
+        written = path.with_name(path.name + DATA_SUFFIX)
+        assert written.is_file(), written
+    # A large graph's full check would load its weights; its types and shapes are inferred when its memory is counted.
+    onnx.checker.check_model(path, full_check=not large)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of a module's tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The export from end to end, in two halves: networks → checked graphs in a folder; graphs → a model repository.
 
 Nothing is put in place unless every graph has passed its check. Only the first half needs torch, and imports it once
-it runs.
+it runs; building TensorRT engines needs TensorRT and a GPU.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.bundle import Bundle, graph_file, read_bundle
-from export.repository import replace_file, require_target, write_repository
+from export.bundle import HALVED, Bundle, data_file, graph_file, read_bundle
+from export.gate import REFERENCE
+from export.profiles import FP16, FP32, UNETS, precision
+from export.repository import TENSORRT, move_file, require_target, write_repository
 
 if TYPE_CHECKING:
+    from export.gate import Check
     from export.networks import Networks
-    from export.verify import Check
+    from export.onnx_graphs import Graph
 
 Progress = Callable[[str], None]  # told in words what happens next
 
@@ -34,34 +37,110 @@ class Written:
     checks: list[Check]
 
 
-def write_graphs(networks: Networks, folder: Path, progress: Progress | None = None) -> list[Written]:
-    """Export every graph of `networks` into `folder`, each checked against torch before the first is put in place."""
+def write_graphs(
+    networks: Networks, folder: Path, progress: Progress | None = None, precision: str = FP32
+) -> list[Written]:
+    """Export every graph of `networks` into `folder`, each checked against torch before the first is put in place.
+
+    In FP16 the networks are used up: UNet and decoder have no weights afterwards.
+    """
+    say = progress or (lambda words: None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as name:
+        scratch = Path(name)
+        written = _halved(networks, scratch, say) if precision == FP16 else _plain(networks, scratch, say)
+        placed = []
+        for done in written:
+            path = folder / done.path.relative_to(scratch)
+            if data_file(done.path).is_file():
+                move_file(data_file(done.path), data_file(path))
+            else:
+                data_file(path).unlink(missing_ok=True)
+            move_file(done.path, path)
+            placed.append(Written(done.graph, path, done.size, done.seconds, done.checks))
+        if precision == FP16:
+            move_file(scratch / REFERENCE, folder / REFERENCE)
+    return placed
+
+
+def _plain(networks: Networks, folder: Path, say: Progress) -> list[Written]:
+    """All graphs in float32."""
+    from export.onnx_graphs import graphs, metadata
+
+    notes = metadata(networks)
+    # The demo's graphs are its only weights, each found again by its name; MuseTalk's weights have files of their own.
+    folded = networks.profile in UNETS
+    return [_plain_graph(graph, folder, notes, say, folded) for graph in graphs(networks)]
+
+
+def _plain_graph(graph: Graph, folder: Path, notes: dict[str, str], say: Progress, folded: bool) -> Written:
     from export.halves import make_small
-    from export.onnx_graphs import graphs, write_graph
+    from export.onnx_graphs import write_graph
     from export.verify import verify
 
-    say = progress or (lambda words: None)
-    weights_id = networks.weights_id
-    written = []
-    with tempfile.TemporaryDirectory(prefix="lipserve-export-") as scratch:
-        for graph in graphs(networks):
-            started = time.monotonic()
-            path = graph_file(Path(scratch), graph.model)
-            say(f"exporting {graph.name}")
-            write_graph(graph, path, weights_id)
-            make_small(path)
-            say(f"checking {graph.name}")
-            checks = verify(graph, path)
-            seconds = time.monotonic() - started
-            written.append(Written(graph.name, graph_file(folder, graph.model), path.stat().st_size, seconds, checks))
-        for done in written:
-            replace_file(Path(scratch) / done.path.name, done.path)
-    return written
+    started = time.monotonic()
+    path = graph_file(folder, graph.model)
+    say(f"exporting {graph.name}")
+    write_graph(graph, path, notes, folded)
+    if not data_file(path).is_file():
+        make_small(path)
+    say(f"checking {graph.name}")
+    checks = verify(graph, path)
+    return Written(graph.name, path, _size(path), time.monotonic() - started, checks)
 
 
-def publish(models_dir: Path, profile: str, target: str, repository_dir: Path) -> Bundle:
+def _halved(networks: Networks, folder: Path, say: Progress) -> list[Written]:
+    """UNet and decoder in FP16, held to what they computed in float32; the encoders in float32."""
+    from export.half import halve
+    from export.onnx_graphs import graphs, metadata, write_graph
+    from export.samples import reference
+    from export.verify import verify_half
+
+    notes = metadata(networks)  # before a weight changes
+    whole = graphs(networks)
+    encoders = [graph for graph in whole if graph.model not in HALVED]
+    written = {graph.name: _plain_graph(graph, folder, notes, say, folded=True) for graph in encoders}
+    say("computing the reference")
+    kept = reference(networks)
+    kept.save(folder)
+    for graph in whole:
+        if graph.model not in HALVED:
+            continue
+        started = time.monotonic()
+        path = graph_file(folder, graph.model, FP16)
+        path.parent.mkdir(exist_ok=True)
+        say(f"exporting {graph.name}")
+        halve(graph.module)
+        write_graph(graph, path, notes, folded=True)
+        for parameter in graph.module.parameters():
+            parameter.data = parameter.data.new_empty(0)  # the check needs the room
+        say(f"checking {graph.name}")
+        checks = verify_half(graph.model, path, kept)
+        written[graph.name] = Written(graph.name, path, _size(path), time.monotonic() - started, checks)
+    return [written[graph.name] for graph in whole]
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, data_file(path)) if file.is_file())
+
+
+def publish(
+    models_dir: Path, profile: str, target: str, repository_dir: Path, progress: Progress | None = None
+) -> Bundle:
     """Write the model repository of a target from the graphs in models_dir/<profile>; returns what it was made of."""
+    say = progress or (lambda words: None)
     require_target(target)
-    bundle = read_bundle(models_dir / profile)
-    write_repository(repository_dir, target, bundle.files, bundle.weights_id)
+    folder = models_dir / profile
+    if target == TENSORRT:
+        from export.tensorrt import require_tensorrt
+
+        require_tensorrt()
+    say("checking the graphs")
+    bundle = read_bundle(folder, precision(profile, target))
+    files = bundle.files
+    if target == TENSORRT:
+        from export.tensorrt import build_engines
+
+        files = build_engines(folder, bundle, say)
+    write_repository(repository_dir, target, files, bundle.weights_id)
     return bundle

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from export.bundle import data_file
 from export.errors import UnknownTarget
-from export.triton_config import ensemble_config, model_config
+from export.triton_config import CPU, ONNX, TARGETS, TENSORRT, ensemble_config, model_config
 from lipserve import contract
 
-TARGETS = ("cpu",)
+__all__ = ["CPU", "ONNX", "TARGETS", "TENSORRT", "graph_path", "replaced", "require_target", "write_repository"]
+
 VERSION = "1"
 BACKEND_MODEL = Path(__file__).with_name("triton_model.py")
 
@@ -27,21 +29,24 @@ def require_target(target: str) -> None:
         raise UnknownTarget(target, TARGETS)
 
 
-def graph_path(folder: Path, model: contract.Model) -> Path:
-    """Where a model's ONNX file lies in the repository `folder`."""
-    return folder / model.name / VERSION / "model.onnx"
+def graph_path(folder: Path, model: contract.Model, target: str = CPU) -> Path:
+    """Where a model's ONNX file or TensorRT engine lies in the repository `folder`."""
+    return folder / model.name / VERSION / ("model.plan" if target == TENSORRT else "model.onnx")
 
 
 def write_repository(repository: Path, target: str, graphs: Mapping[str, Path], weights_id: str) -> Path:
-    """Write `repository/<target>` from ONNX files by model name, replacing what was there; returns its path."""
+    """Write `repository/<target>` from ONNX files, or engines, by model name, replacing what was there."""
     require_target(target)
     destination = repository / target
     with replaced(destination) as folder:
         for model in SERVED:
-            _model_folder(folder, model, model_config(model, weights_id))
-            place = graph_path(folder, model)
-            shutil.copyfile(graphs[model.name], place)
-            shutil.copyfile(BACKEND_MODEL, place.with_name("model.py"))
+            _model_folder(folder, model, model_config(model, weights_id, target))
+            graph, place = graphs[model.name], graph_path(folder, model, target)
+            shutil.copyfile(graph, place)
+            if data_file(graph).is_file():  # a graph names this file, so it keeps its name
+                _link(data_file(graph), place.with_name(data_file(graph).name))
+            if target == CPU:
+                shutil.copyfile(BACKEND_MODEL, place.with_name("model.py"))
         _model_folder(folder, contract.LIPSYNC, ensemble_config(weights_id))
     return destination
 
@@ -51,6 +56,14 @@ def _model_folder(folder: Path, model: contract.Model, config: str) -> None:
     version = folder / model.name / VERSION
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config)
+
+
+def _link(source: Path, destination: Path) -> None:
+    """One file under two names where the file system can, else a copy. Both are only ever replaced, never changed."""
+    try:
+        destination.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, destination)
 
 
 @contextmanager
@@ -73,6 +86,12 @@ def replaced(destination: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def move_file(source: Path, destination: Path) -> None:
+    """Move `source`, on the same file system, to `destination`, replacing what was there."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(destination)
 
 
 def replace_file(source: Path, destination: Path) -> None:

@@ -6,12 +6,15 @@ needs no file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from export.gate import Reference, require_headroom
 from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
 from export.portrait import BUNDLED, Mouth, Portrait
@@ -22,20 +25,6 @@ FRAMES = 4
 PITCH = 120.0  # Hz
 FORMANTS = ((700, 1200), (300, 2300), (300, 800))  # Hz: a, i, u
 VOWEL_SECONDS = 0.15
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Inputs of UNet and decoder and what they make of them in float32, of the same `FRAMES` frames.
-
-    audio_features: float16 (4, 50, 384); face_latents: float16 (4, 8, 32, 32); latents: float16 (4, 4, 32, 32), the
-    UNet's; faces: uint8 (4, 256, 256, 3), BGR, the decoder's of these latents.
-    """
-
-    audio_features: NDArray[np.float16]
-    face_latents: NDArray[np.float16]
-    latents: NDArray[np.float16]
-    faces: NDArray[np.uint8]
 
 
 def crops() -> NDArray[np.uint8]:
@@ -61,18 +50,42 @@ def voice(seconds: float = 1.0) -> NDArray[np.float32]:
 
 
 def reference(networks: Networks) -> Reference:
-    """What the networks, in float32, make of the samples."""
+    """What the networks, in float32, make of the samples; refused if their insides leave FP16 too little room."""
+    decoder = networks.decoder or networks.vae
     with torch.inference_mode():
 
         def encode(segment: NDArray[np.float32]) -> NDArray[np.float32]:
             states: NDArray[np.float32] = networks.audio_encoder(torch.from_numpy(log_mel(segment)[None]))[0].numpy()
             return states
 
-        features = prompts(voice(), 25, Padding(), encode).batch(4, 4 + FRAMES)
-        face_latents = FaceEncoder(networks.vae)(torch.from_numpy(crops()))
+        pictures = crops()
+        features = prompts(voice(), 25, Padding(), encode).batch(FRAMES, 2 * FRAMES)
+        face_latents = FaceEncoder(networks.vae)(torch.from_numpy(pictures))
+        step, decode = UNetStep(networks.unet), FaceDecoder(decoder)
         # one frame at a time: the VAE's decoder takes a gigabyte for four
-        steps = UNetStep(networks.unet)
-        decode = FaceDecoder(networks.decoder or networks.vae)
-        latents = torch.cat([steps(torch.from_numpy(features[i : i + 1]), face_latents[i : i + 1]) for i in range(FRAMES)])
-        faces = torch.cat([decode(latents[i : i + 1]) for i in range(FRAMES)])
-    return Reference(features, face_latents.numpy(), latents.numpy(), faces.numpy())
+        frames = range(FRAMES)
+        with _largest(networks.unet, contract.UNET.name):
+            prompted = [(torch.from_numpy(features[i : i + 1]), face_latents[i : i + 1]) for i in frames]
+            latents = torch.cat([step(*inputs) for inputs in prompted])
+        with _largest(decoder.decoder, contract.VAE_DECODER.name):
+            faces = torch.cat([decode(latents[i : i + 1]) for i in frames])
+    return Reference(pictures, features, face_latents.numpy(), latents.numpy(), faces.numpy())
+
+
+@contextmanager
+def _largest(network: nn.Module, graph: str) -> Iterator[None]:
+    """Hold the largest output of any layer meanwhile against FP16's end; norms hide what overflowed before them."""
+    seen = 0.0
+
+    def look(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal seen
+        if isinstance(output, Tensor):
+            seen = max(seen, float(output.abs().max()))
+
+    handles = [module.register_forward_hook(look) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    require_headroom(graph, seen)

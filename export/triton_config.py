@@ -9,9 +9,42 @@ from collections.abc import Mapping, Sequence
 
 from lipserve import contract
 
+CPU, ONNX, TENSORRT = "cpu", "onnx", "tensorrt"
+TARGETS = (CPU, ONNX, TENSORRT)
+
 PREFERRED_BATCH_SIZES = (8, 16)  # frames
 MAX_QUEUE_DELAY = 5_000  # microseconds a small batch waits for company
 CPU_THREADS = 2  # per model
+INSTANCES = 1  # of each model per GPU: a second one takes its memory again, and the card is busy with one
+
+# Requests say which they are by Triton's priority; an ensemble hands it on to its models.
+LIVE, BATCH = 1, 2
+PRIORITY_LEVELS = 2
+QUEUE_SIZE = 64  # requests of one level, more are refused at once: eight gateways of four requests, two batches each
+BATCH_TIMEOUT = 60_000_000  # microseconds in the queue; the gateway has given up by then
+LIVE_TIMEOUT = 2_000_000  # microseconds; a frame that late is of no use to anyone
+
+# Batch sizes that run before the server calls itself ready, so that no request waits for a kernel to be chosen.
+WARM_BATCH_SIZES = (1, *PREFERRED_BATCH_SIZES, contract.MAX_BATCH_SIZE)
+GRAPHED_BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # recorded as CUDA graphs: other sizes run without one
+CUDA_GRAPHS_SHARE = 0.1  # of a context's memory that its recorded graphs add: assumed
+# TensorRT optimisation profiles, (smallest, optimal, largest) batch; Triton takes the one whose optimum is nearest, and
+# looks at the first for the largest batch. Each profile is an execution context with memory for the largest batch of
+# all: the UNet, small and launched often, has three; the VAE, which fills a card at batch 8, has one.
+BATCH_PROFILES: dict[str, tuple[tuple[int, int, int], ...]] = {
+    contract.UNET.name: ((1, 8, contract.MAX_BATCH_SIZE), (1, 1, 4), (1, 32, contract.MAX_BATCH_SIZE)),
+    contract.VAE_DECODER.name: ((1, 8, contract.MAX_BATCH_SIZE),),
+    contract.VAE_ENCODER.name: ((1, 8, contract.MAX_BATCH_SIZE),),
+}
+
+# Options of ONNX Runtime's CUDA provider. Exhaustive search for a convolution would run anew for every batch size,
+# seconds each; an arena that doubles would take twice what the largest batch needs.
+CUDA_OPTIONS = {
+    "cudnn_conv_algo_search": "1",  # heuristic
+    "arena_extend_strategy": "1",  # same as requested
+    "do_copy_in_default_stream": "1",
+}
+CUDA_PROVIDER = {"cudnn_conv_use_max_workspace": "1", "use_ep_level_unified_stream": "1"}
 
 Value = str | int | bool | Mapping[str, "Value"] | Sequence["Value"]
 
@@ -20,19 +53,97 @@ class Word(str):
     """A value of an enumeration, which the text format writes without quotes."""
 
 
-def model_config(model: contract.Model, weights_id: str) -> str:
-    """Configuration of a model that the Python backend runs on the CPU."""
-    fields: dict[str, Value] = {
-        **_head(model),
+def model_config(model: contract.Model, weights_id: str, target: str = CPU) -> str:
+    """Configuration of a model on a target of `TARGETS`."""
+    run = {CPU: _python_on_cpu, ONNX: _onnxruntime_on_gpu, TENSORRT: _tensorrt_on_gpu}[target]
+    return render({**_head(model), **_batching(), **run(model, weights_id)})
+
+
+def _python_on_cpu(model: contract.Model, weights_id: str) -> dict[str, Value]:
+    """Triton's Python backend; the model warms itself up."""
+    return {
         "backend": "python",
-        "dynamic_batching": {
-            "preferred_batch_size": list(PREFERRED_BATCH_SIZES),
-            "max_queue_delay_microseconds": MAX_QUEUE_DELAY,
-        },
         "instance_group": [{"kind": Word("KIND_CPU"), "count": 1}],
         **_parameters(intra_op_threads=str(CPU_THREADS), **{contract.WEIGHTS_ID: weights_id}),
     }
-    return render(fields)
+
+
+def _onnxruntime_on_gpu(model: contract.Model, weights_id: str) -> dict[str, Value]:
+    """Triton's onnxruntime backend with the CUDA provider."""
+    provider: dict[str, Value] = {
+        "name": "cuda",
+        "parameters": [{"key": key, "value": value} for key, value in CUDA_PROVIDER.items()],
+    }
+    return {
+        "backend": "onnxruntime",
+        "instance_group": [{"kind": Word("KIND_GPU"), "count": INSTANCES}],
+        "optimization": {"execution_accelerators": {"gpu_execution_accelerator": [provider]}},
+        "model_warmup": _warm_up(model),
+        **_parameters(**CUDA_OPTIONS, **{contract.WEIGHTS_ID: weights_id}),
+    }
+
+
+def _tensorrt_on_gpu(model: contract.Model, weights_id: str) -> dict[str, Value]:
+    """Triton's TensorRT backend: all optimisation profiles, CUDA graphs of the batch sizes that are usual."""
+    graphs: list[Value] = [
+        {
+            "batch_size": size,
+            "input": [{"key": t.name, "value": {"dim": list(t.shape)}} for t in model.inputs],
+        }
+        for size in GRAPHED_BATCH_SIZES
+    ]
+    profiles: list[Value] = [str(index) for index in range(len(BATCH_PROFILES[model.name]))]
+    return {
+        "backend": "tensorrt",
+        "default_model_filename": "model.plan",
+        "instance_group": [{"kind": Word("KIND_GPU"), "count": INSTANCES, "profile": profiles}],
+        "optimization": {"cuda": {"graphs": True, "output_copy_stream": True, "graph_spec": graphs}},
+        "model_warmup": _warm_up(model),
+        **_parameters(**{contract.WEIGHTS_ID: weights_id}),
+    }
+
+
+def _batching() -> dict[str, Value]:
+    """Small requests wait a little for company; live ones go first, and no queue grows without end."""
+    batching: dict[str, Value] = {
+        "preferred_batch_size": list(PREFERRED_BATCH_SIZES),
+        "max_queue_delay_microseconds": MAX_QUEUE_DELAY,
+        "priority_levels": PRIORITY_LEVELS,
+        "default_priority_level": BATCH,
+        "default_queue_policy": _queue(BATCH_TIMEOUT),
+        "priority_queue_policy": [{"key": LIVE, "value": _queue(LIVE_TIMEOUT)}],
+    }
+    return {"dynamic_batching": batching}
+
+
+def _queue(timeout: int) -> dict[str, Value]:
+    return {
+        "timeout_action": Word("REJECT"),
+        "default_timeout_microseconds": timeout,
+        "allow_timeout_override": True,
+        "max_queue_size": QUEUE_SIZE,
+    }
+
+
+def _warm_up(model: contract.Model) -> list[Value]:
+    return [
+        {
+            "name": f"batch_{size}",
+            "batch_size": size,
+            "inputs": [
+                {
+                    "key": tensor.name,
+                    "value": {
+                        "data_type": Word(f"TYPE_{tensor.triton_dtype}"),
+                        "dims": list(tensor.shape),
+                        "zero_data": True,
+                    },
+                }
+                for tensor in model.inputs
+            ],
+        }
+        for size in WARM_BATCH_SIZES
+    ]
 
 
 def ensemble_config(weights_id: str) -> str:

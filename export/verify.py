@@ -4,16 +4,14 @@ Each graph runs in ONNX Runtime on the CPU against torch, on seeded inputs, at a
 batch it was traced with. Knows what inputs are plausible and how far apart the outputs may be; repairs nothing.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
-from export.errors import ExportRefused
+from export.bundle import open_graph
+from export.gate import Bounds, Check, Reference, hold, measured
 from export.onnx_graphs import Graph
 from lipserve import contract
 
@@ -25,26 +23,9 @@ HALF_ROUNDING = 2.0**-10  # one unit in the last place of float16, relative: bot
 LEVEL_BOUND = 1.0  # levels of 255: the sides of a rounding boundary
 
 
-@dataclass(frozen=True)
-class Check:
-    """One comparison: errors are absolute, over all elements, in the output's own units."""
-
-    graph: str
-    output: str
-    batch: int
-    maximum: float
-    mean: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the maximum is within the bound; not a number never is."""
-        return self.maximum <= self.bound
-
-
 def verify(graph: Graph, path: Path) -> list[Check]:
     """Compare the file with the module at every batch of `BATCHES`; raises `ExportRefused` at the first too far."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = open_graph(path)
     checks = []
     for batch in BATCHES:
         feeds = inputs(graph.model, batch)
@@ -53,24 +34,31 @@ def verify(graph: Graph, path: Path) -> list[Check]:
         (tensor,) = graph.model.outputs
         (actual,) = session.run([tensor.name], feeds)
         check = compare(graph.name, tensor, expected, actual)
-        if not check.passed:
-            raise ExportRefused(check.graph, check.batch, check.maximum, check.bound)
+        check.require()
         checks.append(check)
+    return checks
+
+
+def verify_half(model: contract.Model, path: Path, reference: Reference) -> list[Check]:
+    """Compare an FP16 graph with the reference at a batch of 1 and of all; raises `ExportRefused`."""
+    session = open_graph(path)
+    (output,) = model.outputs
+    feeds, expected = reference.feeds(model), reference.output(model)
+    checks = []
+    for batch in (1, len(reference)):
+        (actual,) = session.run([output.name], {name: feed[:batch] for name, feed in feeds.items()})
+        checks.append(hold(model, expected[:batch], actual))
     return checks
 
 
 def compare(graph: str, tensor: contract.Tensor, expected: NDArray[np.generic], actual: NDArray[np.generic]) -> Check:
     """Errors of `actual` against `expected`, both (n, *tensor.shape) of the tensor's dtype."""
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise ExportRefused(graph, len(expected), float("inf"), 0.0)
-    wanted, got = expected.astype(np.float64), actual.astype(np.float64)
-    errors = np.abs(wanted - got)
     bound = {
         "uint8": LEVEL_BOUND,
-        "float16": FLOAT_BOUND + HALF_ROUNDING * float(np.abs(wanted).max()),
+        "float16": FLOAT_BOUND + HALF_ROUNDING * float(np.abs(expected.astype(np.float64)).max()),
         "float32": FLOAT_BOUND,
     }[tensor.dtype]
-    return Check(graph, tensor.name, len(expected), float(errors.max()), float(errors.mean()), bound)
+    return measured(graph, tensor, expected, actual, Bounds(bound, float("inf")))
 
 
 def inputs(model: contract.Model, batch: int) -> dict[str, NDArray[np.generic]]:
@@ -86,14 +74,3 @@ def _sample(tensor: contract.Tensor, batch: int, rng: np.random.Generator) -> ND
     if tensor == contract.LOG_MEL:
         return rng.uniform(-1.0, 1.5, shape).astype(np.float32)  # Whisper's scale: (log10 + 4) / 4, 8 decades deep
     return rng.standard_normal(shape).astype(tensor.dtype)
-
-
-def error_table(checks: list[Check]) -> Table:
-    """The comparisons as a table for the terminal."""
-    table = Table(title="ONNX Runtime against torch")
-    for column in ("graph", "output", "batch", "max error", "mean error", "bound"):
-        table.add_column(column, justify="left" if column in ("graph", "output") else "right")
-    for check in checks:
-        figures = (f"{value:.3g}" for value in (check.maximum, check.mean, check.bound))
-        table.add_row(check.graph, check.output, str(check.batch), *figures)
-    return table

@@ -1,0 +1,169 @@
+"""How much memory of a GPU a target takes at most, computed from files and graphs, before there is a GPU.
+
+    python -m export.memory --profile musetalk-v15 --target onnx [--card-gb 24]
+
+Weights are the bytes of the files; activations are the peak of the tensors that are alive at once at the largest batch,
+counted through the graph in its own order, no memory shared between input and output of a node. What a driver and
+libraries take is an allowance, not a measurement. Exit code 1 if the sum does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper, shape_inference
+from rich.console import Console
+from rich.table import Table
+
+from export.bundle import data_file, graph_file
+from export.errors import ExportError, GraphsMissing
+from export.profiles import precision, require_profile
+from export.repository import SERVED, TENSORRT, require_target
+from export.triton_config import BATCH_PROFILES, CUDA_GRAPHS_SHARE, INSTANCES
+from lipserve import contract
+
+GB = 1e9
+CARD = 24 * GB  # an RTX A5000; its 24 564 MiB are 25.8 of these
+ALLOWANCE = 1.5 * GB  # driver context, kernels of cuDNN and cuBLAS, Triton's pools: not counted, assumed
+CONVOLUTION_WORKSPACE = 0.5 * GB  # per model, what cuDNN or a TensorRT tactic may ask for: assumed
+
+# Nodes whose output is their input's memory.
+VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one model takes: bytes of weights, activations and workspace, of all its instances on one GPU."""
+
+    model: str
+    weights: float
+    activations: float
+    workspace: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.activations + self.workspace
+
+
+def budget(files: Mapping[str, Path], target: str, batch: int = contract.MAX_BATCH_SIZE) -> list[Share]:
+    """Each served model's share of a GPU's memory."""
+    shares = []
+    for model in SERVED:
+        path = files[model.name]
+        # A TensorRT context is as large as the largest optimisation profile needs, and Triton keeps one per profile.
+        contexts = len(BATCH_PROFILES[model.name]) if target == TENSORRT else 1
+        activations = peak_activations(path, batch) * contexts * INSTANCES
+        if target == TENSORRT:
+            activations *= 1 + CUDA_GRAPHS_SHARE
+        weights = (path.stat().st_size + _size(data_file(path))) * INSTANCES
+        shares.append(Share(model.name, weights, activations, CONVOLUTION_WORKSPACE * INSTANCES))
+    return shares
+
+
+def total(shares: list[Share]) -> float:
+    """Bytes of all models and the allowance."""
+    return sum(share.total for share in shares) + ALLOWANCE
+
+
+def peak_activations(path: Path, batch: int) -> int:
+    """Bytes of the tensors that are alive at once, at most, when the graph runs a batch; weights are not among them."""
+    return peak_of(onnx.load(path, load_external_data=False), batch)
+
+
+def peak_of(model: onnx.ModelProto, batch: int) -> int:
+    """The same of a graph in memory, whose batch axis becomes `batch`."""
+    sizes = tensor_bytes(model, batch)
+    constants = {constant.name for constant in model.graph.initializer}
+    nodes = model.graph.node
+    source: dict[str, str] = {}
+    for node in nodes:
+        if node.op_type in VIEWS:
+            source[node.output[0]] = source.get(node.input[0], node.input[0])
+    last: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            last[source.get(name, name)] = index
+    for output in model.graph.output:
+        last[source.get(output.name, output.name)] = len(nodes)
+    alive = {value.name: sizes[value.name] for value in model.graph.input if value.name not in constants}
+    now = peak = sum(alive.values())
+    for index, node in enumerate(nodes):
+        for name in node.output:
+            if name and name not in source and name not in alive:
+                alive[name] = sizes[name]
+                now += sizes[name]
+        peak = max(peak, now)
+        for name in {source.get(name, name) for name in (*node.input, *node.output)}:
+            if last.get(name, index) <= index and name in alive:
+                now -= alive.pop(name)
+    return peak
+
+
+def tensor_bytes(model: onnx.ModelProto, batch: int) -> dict[str, int]:
+    """Bytes of every tensor that a node makes, and of the inputs. The model's shapes are inferred anew, in place."""
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        axis = value.type.tensor_type.shape.dim[0]
+        axis.Clear()
+        axis.dim_value = batch
+    inferred = shape_inference.infer_shapes(model, data_prop=True, strict_mode=True)
+    graph = inferred.graph
+    return {value.name: _bytes(value) for value in (*graph.input, *graph.output, *graph.value_info)}
+
+
+def _bytes(value: onnx.ValueInfoProto) -> int:
+    tensor = value.type.tensor_type
+    width = 1 if tensor.elem_type == TensorProto.BOOL else helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+    return int(prod(axis.dim_value for axis in tensor.shape.dim)) * int(width)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def budget_table(shares: list[Share], target: str, card: float = CARD) -> Table:
+    """The shares for the terminal, in GB."""
+    table = Table(title=f"GPU memory of target {target} at batch {contract.MAX_BATCH_SIZE}, GB, computed")
+    for column in ("model", "weights", "activations", "workspace", "sum"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for share in shares:
+        figures = (share.weights, share.activations, share.workspace, share.total)
+        table.add_row(share.model, *(f"{value / GB:.2f}" for value in figures))
+    table.add_row("driver, libraries, pools", "", "", "", f"{ALLOWANCE / GB:.2f}")
+    table.add_row("of the card's", "", "", f"{card / GB:.1f}", f"{total(shares) / GB:.2f}")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m export.memory", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", default="musetalk-v15")
+    parser.add_argument("--target", default="onnx", choices=("onnx", TENSORRT))
+    parser.add_argument("--models-dir", type=Path, default=Path("models"))
+    parser.add_argument("--card-gb", type=float, default=CARD / GB)
+    args = parser.parse_args()
+    console = Console()
+    try:
+        require_profile(args.profile)
+        require_target(args.target)
+        folder = args.models_dir / args.profile
+        files = {model.name: graph_file(folder, model, precision(args.profile, args.target)) for model in SERVED}
+        missing = [str(file) for file in files.values() if not file.is_file()]
+        if missing:
+            raise GraphsMissing(folder, missing)
+    except ExportError as error:
+        console.print(f"[red]refused:[/red] {error}")
+        raise SystemExit(1) from error
+    shares = budget(files, args.target)
+    console.print(budget_table(shares, args.target, args.card_gb * GB))
+    if total(shares) > args.card_gb * GB:
+        console.print(f"[red]does not fit[/red] a card of {args.card_gb:.0f} GB")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""TensorRT engines from the checked ONNX graphs, held to the same reference as the graphs themselves.
+
+An engine is of one GPU model, one TensorRT version and one graph, and its file name says which:
+
+    models/<profile>/engines/unet-nvidia-rtx-a5000-10.5.0-1a2b3c4d5e6f.plan
+
+The network is strongly typed: TensorRT computes each tensor in the type that the graph gives it, so the graph's float32
+islands stay islands. INT8 and FP8 engines are not built: INT8 needs calibration on real speech and real faces, and others
+have measured FP8 to be slower on this UNet. `tensorrt` and `torch` are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import Bundle, data_file
+from export.errors import EngineFailed, EngineUnavailable
+from export.gate import Check, Reference, hold
+from export.repository import SERVED
+from export.triton_config import BATCH_PROFILES
+from lipserve import contract
+
+if TYPE_CHECKING:
+    import torch
+
+TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
+TENSORRT_VERSION = "10.5.0"  # of that image: a plan runs on the TensorRT that built it and on no other
+PACKAGE = f"tensorrt-cu12=={TENSORRT_VERSION}"
+
+WORKSPACE = 4 << 30  # bytes a tactic may ask for while it is tried
+HASH_DIGITS = 12
+
+# What TensorRT's ONNX parser takes, of the operators that such graphs are made of. Source: "Supported ONNX Operators",
+# docs/operators.md of onnx/onnx-tensorrt for TensorRT 10, opsets 9 to 24. uint8 exists at a network's inputs and outputs
+# only, next to a Cast. Sequences (SplitToSequence, SequenceAt) are not supported, which is why graphs are written folded.
+PARSER_OPERATORS = frozenset(
+    """
+    Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos DepthToSpace Div Einsum
+    Equal Erf Exp Expand Flatten Floor Gather GatherElements Gelu Gemm GlobalAveragePool Greater GreaterOrEqual
+    GroupNormalization Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max Mean Min
+    Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round
+    Shape Sigmoid Sign Sin Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
+    """.split()
+)
+
+
+def require_tensorrt() -> None:
+    """Raises EngineUnavailable, before any work, unless TensorRT in Triton's version and a GPU are there."""
+    try:
+        import tensorrt
+        import torch
+    except ImportError as exc:
+        raise EngineUnavailable(f"Python has no {exc.name}", f"Install it: pip install -e '.[export]' {PACKAGE}") from exc
+    version = str(tensorrt.__version__)
+    if not version.startswith(f"{TENSORRT_VERSION}.") and version != TENSORRT_VERSION:
+        raise EngineUnavailable(
+            f"TensorRT is {version}, and {TRITON_IMAGE} runs plans of {TENSORRT_VERSION} only",
+            f"Install that: pip install {PACKAGE}",
+        )
+    if not torch.cuda.is_available():
+        raise EngineUnavailable("torch sees no NVIDIA GPU", "An engine is built on the model of GPU that will run it.")
+
+
+def build_engines(folder: Path, bundle: Bundle, say: Callable[[str], None]) -> dict[str, Path]:
+    """The engines of a profile's served graphs by model name, from `folder`/engines or built now; each is held to the
+    reference. Raises EngineUnavailable, EngineFailed, GraphUnfit and ExportRefused."""
+    require_tensorrt()
+    reference = Reference.load(folder)
+    for model in SERVED:
+        require_operators(bundle.files[model.name])
+    engines = {}
+    for model in SERVED:
+        graph = bundle.files[model.name]
+        path = engine_file(folder, model, graph)
+        plan = path.read_bytes() if path.is_file() else None
+        if plan is None:
+            say(f"building the engine of {model.name}: minutes")
+            plan = build(model, graph, folder / "engines" / f"{_machine()}.timing")
+        say(f"checking the engine of {model.name}")
+        check(model, plan, reference)
+        _keep(path, plan)
+        engines[model.name] = path
+    return engines
+
+
+def require_operators(graph: Path) -> Counter[str]:
+    """The operators of a graph, counted. Raises EngineFailed if TensorRT's parser does not take one of them."""
+    import onnx
+
+    found = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
+    unknown = sorted(set(found) - PARSER_OPERATORS)
+    if unknown:
+        raise EngineFailed(graph.stem, f"its parser takes no {', '.join(unknown)}")
+    return found
+
+
+def build(model: contract.Model, graph: Path, timings: Path) -> bytes:
+    """Build a plan with the optimisation profiles of the model's configuration; `timings` is read and written."""
+    import tensorrt as trt
+
+    log = _log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        raise EngineFailed(model.name, "; ".join(errors) or "the parser gave no reason")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
+    cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    for smallest, optimal, largest in BATCH_PROFILES[model.name]:
+        profile = builder.create_optimization_profile()
+        for tensor in model.inputs:
+            shapes = ((batch, *tensor.shape) for batch in (smallest, optimal, largest))
+            profile.set_shape(tensor.name, *shapes)
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineFailed(model.name, "; ".join(log.errors[-3:]) or "the builder gave no reason")
+    _keep(timings, bytes(config.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def check(model: contract.Model, plan: bytes, reference: Reference) -> list[Check]:
+    """Run a plan on the reference's frames, on every optimisation profile. Raises EngineFailed and ExportRefused."""
+    runner = Engine(model, plan)
+    checks = []
+    for index, (_, _, largest) in enumerate(BATCH_PROFILES[model.name]):
+        n = min(largest, len(reference))
+        answer = runner.run({name: feed[:n] for name, feed in reference.feeds(model).items()}, index)
+        checks.append(hold(model, reference.output(model)[:n], answer))
+    return checks
+
+
+class Engine:
+    """A plan on the GPU, with an execution context of its own."""
+
+    def __init__(self, model: contract.Model, plan: bytes) -> None:
+        import tensorrt as trt
+
+        self.model = model
+        self._log = _log(trt)
+        self._runtime = trt.Runtime(self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineFailed(model.name, "; ".join(self._log.errors[-3:]) or "the plan cannot be read")
+        self._context = self._engine.create_execution_context()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of GPU memory that one execution context takes beside the weights."""
+        return int(self._engine.device_memory_size)
+
+    def run(self, feeds: Mapping[str, NDArray[np.generic]], profile: int = 0) -> NDArray[np.generic]:
+        """The model's output for a batch of its inputs by name, each (n, ...)."""
+        import torch
+
+        inputs = {name: torch.from_numpy(np.ascontiguousarray(feed)).cuda() for name, feed in feeds.items()}
+        answer: NDArray[np.generic] = self.run_on_gpu(inputs, profile).cpu().numpy()
+        return answer
+
+    def run_on_gpu(self, inputs: Mapping[str, torch.Tensor], profile: int = 0) -> torch.Tensor:
+        """The same with tensors that are on the GPU already; returns when the output is there."""
+        import torch
+
+        (tensor,) = self.model.outputs
+        n = len(next(iter(inputs.values())))
+        output = torch.empty((n, *tensor.shape), dtype=getattr(torch, tensor.dtype), device="cuda")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+        for name, values in inputs.items():
+            self._context.set_input_shape(name, tuple(values.shape))
+            self._context.set_tensor_address(name, values.data_ptr())
+        self._context.set_tensor_address(tensor.name, output.data_ptr())
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise EngineFailed(self.model.name, "; ".join(self._log.errors[-3:]) or "the engine did not run")
+        stream.synchronize()
+        return output
+
+
+def engine_file(folder: Path, model: contract.Model, graph: Path) -> Path:
+    """Where the engine of a graph lies for this GPU and this TensorRT."""
+    return folder / "engines" / f"{model.name}-{_machine()}-{graph_hash(graph)}.plan"
+
+
+def graph_hash(graph: Path) -> str:
+    """SHA-256 over an ONNX file and its weights, the first digits."""
+    sha = hashlib.sha256()
+    for file in (graph, data_file(graph)):
+        if file.is_file():
+            with file.open("rb") as handle:
+                while block := handle.read(1 << 24):
+                    sha.update(block)
+    return sha.hexdigest()[:HASH_DIGITS]
+
+
+def _machine() -> str:
+    """The GPU and the TensorRT here, as part of a file name."""
+    import tensorrt
+    import torch
+
+    gpu = re.sub(r"[^a-z0-9]+", "-", str(torch.cuda.get_device_name()).lower()).strip("-")
+    return f"{gpu}-{tensorrt.__version__}"
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def _log(trt: Any) -> Any:
+    """A log for TensorRT that keeps what went wrong, for the error to say."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Log()

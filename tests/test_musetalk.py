@@ -1,0 +1,707 @@
+"""MuseTalk's profiles: weight files to graphs in float32 and FP16, what is refused, configurations, memory, TensorRT."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+from google.protobuf import text_format  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tritonclient.grpc import model_config_pb2  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from export import bundle, gate, half, memory, musetalk, onnx_graphs, pipeline, profiles, samples, tensorrt  # noqa: E402
+from export import triton_config as config  # noqa: E402
+from export.checkpoints import read_state  # noqa: E402
+from export.cli import app  # noqa: E402
+from export.errors import (  # noqa: E402
+    EngineFailed,
+    EngineUnavailable,
+    ExportRefused,
+    GraphsMissing,
+    GraphUnfit,
+    WeightsMissing,
+    WeightsUnfit,
+)
+from export.modules import FaceDecoder, UNetStep  # noqa: E402
+from lipserve import contract  # noqa: E402
+
+V15 = "musetalk-v15"
+NAMES = ["unet", "vae_decoder", "vae_encoder", "audio_encoder"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models with seeded weights of a small architecture in MuseTalk's files."""
+    folder = tmp_path_factory.mktemp("weights")
+    musetalk.write_random_weights(folder, 0, "small")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def halved(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[pipeline.Written]]:
+    """The folder of models with the FP16 graphs of these weights, the UNet's weights in a file of their own."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graphs, "EXTERNAL_ABOVE", 1_500_000)
+        networks = musetalk.load(weights, V15)
+        return folder, pipeline.write_graphs(networks, folder / V15, precision=profiles.FP16)
+
+
+@pytest.fixture
+def copied(weights: Path, tmp_path: Path) -> Path:
+    """The weights again, to be damaged: every file but the one that a test replaces is a link."""
+    for file in weights.rglob("*.*"):
+        if file.is_file():
+            place = tmp_path / "models" / file.relative_to(weights)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.hardlink_to(file)
+    return tmp_path / "models"
+
+
+# -- weight files -----------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_random_by_seed_and_leave_the_global_state(weights: Path, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    musetalk.write_random_weights(tmp_path, 0, "small")
+    assert torch.equal(state, torch.random.get_rng_state())
+    first = musetalk.load(weights, V15)
+    assert musetalk.load(tmp_path, V15).weights_id == first.weights_id
+    musetalk.write_random_weights(tmp_path, 1, "small")
+    assert musetalk.load(tmp_path, V15).weights_id != first.weights_id
+
+
+def test_every_profile_reads_its_own_unet(copied: Path) -> None:
+    musetalk.write_random_weights(copied, 7, "small", "musetalk-v1")
+    assert (copied / "musetalk/pytorch_model.bin").is_file()
+    old = musetalk.load(copied, "musetalk-v1")
+    assert old.weights_id.startswith("musetalk-v1-")
+    state = torch.load(copied / "musetalk/pytorch_model.bin", weights_only=True)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in old.unet.state_dict().items())
+
+
+def test_the_full_architecture_is_musetalks() -> None:
+    """Counted without memory for it: the published UNet has 850 million parameters, the VAE 84, TAESD 2.4."""
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+    sizes = musetalk.SIZES["full"]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(in_channels=8, out_channels=4, cross_attention_dim=384, **sizes["unet"])
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            **sizes["vae"],
+        )
+        taesd = AutoencoderTiny(**sizes["taesd"])
+    counted = [sum(weight.numel() for weight in network.parameters()) for network in (unet, vae, taesd)]
+    assert counted == [849_947_844, 83_653_863, 2_445_063]
+
+
+def test_attention_is_read_under_its_old_names_and_its_new(weights: Path, copied: Path) -> None:
+    file = "sd-vae/diffusion_pytorch_model.safetensors"
+    old = load_file(weights / file)
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in old
+    renamed = {musetalk._new_name(name): tensor for name, tensor in old.items()}
+    assert "decoder.mid_block.attentions.0.to_out.0.weight" in renamed
+    (copied / file).unlink()
+    save_file(renamed, copied / file)
+    assert musetalk.load(copied, V15).weights_id == musetalk.load(weights, V15).weights_id
+
+
+def test_half_precision_weights_are_read_as_float32(weights: Path, copied: Path) -> None:
+    file = copied / "musetalkV15/unet.pth"
+    state = {name: tensor.half() for name, tensor in read_state(file).items()}
+    file.unlink()
+    torch.save(state, file)
+    unet = musetalk.load(copied, V15).unet
+    assert {weight.dtype for weight in unet.parameters()} == {torch.float32}
+    assert torch.equal(unet.conv_in.weight, state["conv_in.weight"].float())
+
+
+def test_hidden_states_are_whispers_the_last_one_normed(weights: Path) -> None:
+    audio_encoder: Any = musetalk.load(weights, V15).audio_encoder
+    encoder = audio_encoder.encoder
+    log_mel = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1.5, (1, 80, 3000)).astype(np.float32))
+    gelu = torch.nn.functional.gelu
+    with torch.inference_mode():
+        states = audio_encoder(log_mel)
+        wanted = [gelu(encoder.conv2(gelu(encoder.conv1(log_mel)))).transpose(1, 2) + encoder.embed_positions.weight]
+        for layer in encoder.layers:
+            found = layer(wanted[-1], attention_mask=None)
+            wanted.append(found[0] if isinstance(found, tuple) else found)
+        wanted[-1] = encoder.layer_norm(wanted[-1])
+    assert states.shape == (1, 1500, 5, 384)
+    for layer, state in enumerate(wanted):
+        assert torch.allclose(states[:, :, layer], state, atol=1e-5), layer
+
+
+def test_missing_weights_are_named(copied: Path) -> None:
+    (copied / "whisper/model.safetensors").unlink()
+    (copied / "taesd/config.json").unlink()
+    with pytest.raises(WeightsMissing, match=r"'musetalk-v15'.*whisper/model.safetensors$"):
+        musetalk.load(copied, V15)
+    with pytest.raises(WeightsMissing, match=r"taesd/config.json"):
+        musetalk.load(copied, V15, "taesd")
+
+
+def test_weights_of_another_shape_are_refused_by_name(copied: Path) -> None:
+    file = copied / "musetalkV15/unet.pth"
+    state = read_state(file)
+    state["conv_in.weight"] = state["conv_in.weight"][:, :4]
+    state["more"] = state.pop("conv_out.bias")
+    file.unlink()
+    torch.save(state, file)
+    with pytest.raises(WeightsUnfit) as refusal:
+        musetalk.load(copied, V15)
+    assert "conv_in.weight is (32, 4, 3, 3), should be (32, 8, 3, 3)" in str(refusal.value)
+    assert "conv_out.bias is missing" in str(refusal.value) and "more is (4,), should be missing" in str(refusal.value)
+
+
+@pytest.mark.parametrize("file", ["musetalkV15/unet.pth", "sd-vae/diffusion_pytorch_model.safetensors"])
+def test_a_damaged_weight_file_is_refused(copied: Path, file: str) -> None:
+    content = (copied / file).read_bytes()
+    (copied / file).unlink()
+    (copied / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(WeightsUnfit, match="cannot be read"):
+        musetalk.load(copied, V15)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("musetalkV15/musetalk.json", "in_channels", 4, "in_channels': 4"),
+        ("musetalkV15/musetalk.json", "cross_attention_dim", 768, "cross_attention_dim': 768"),
+        ("whisper/config.json", "encoder_layers", 6, r"\(384, 7, 80, 1500\)"),
+    ],
+)
+def test_another_architecture_is_refused(copied: Path, file: str, key: str, value: int, said: str) -> None:
+    settings = json.loads((copied / file).read_text())
+    (copied / file).unlink()
+    (copied / file).write_text(json.dumps(settings | {key: value}))
+    with pytest.raises(WeightsUnfit, match=said):
+        musetalk.load(copied, V15)
+
+
+def test_a_network_beside_the_vae_draws_and_does_not_count_for_avatars(weights: Path) -> None:
+    own, tiny = musetalk.load(weights, V15), musetalk.load(weights, V15, "taesd")
+    assert tiny.weights_id == own.weights_id
+    graphs = {graph.name: graph.module for graph in onnx_graphs.graphs(tiny)}
+    assert graphs["vae_decoder"].vae is tiny.decoder and graphs["vae_encoder"].vae is tiny.vae
+    assert onnx_graphs.metadata(tiny)["decoder"] == "taesd" != onnx_graphs.metadata(own)["decoder"]
+    latents = torch.full((1, 4, 32, 32), 0.25).half()
+    with torch.inference_mode():
+        faces = FaceDecoder(tiny.decoder)(latents)
+        wanted = tiny.decoder.decoder(latents.float())  # TAESD takes latents as they are, scaled
+    levels = ((wanted / 2 + 0.5).clamp(0, 1) * 255).flip(1).permute(0, 2, 3, 1)
+    assert (faces.float() - levels).abs().max() <= 0.5 + 1e-3
+
+
+# -- FP16 -------------------------------------------------------------------------------------------------------------
+
+
+def test_norms_stay_float32_and_the_rest_is_half(weights: Path) -> None:
+    networks = musetalk.load(weights, V15)
+    norm = networks.unet.mid_block.resnets[0].norm1
+    half.halve(networks.unet)
+    assert {weight.dtype for weight in networks.unet.parameters()} == {torch.float16}
+    island = networks.unet.mid_block.resnets[0].norm1
+    assert isinstance(island, half.GroupNormIsland) and island.weight.dtype == torch.float32
+    assert not [m for m in networks.unet.modules() if isinstance(m, torch.nn.GroupNorm | torch.nn.LayerNorm)]
+    values = 200 * torch.randn(2, 64, 16, 16)  # squares beyond FP16's end
+    assert torch.allclose(island(values.half()).float(), norm(values.half().float()), atol=4e-3)
+
+
+def test_the_graphs_pass_the_gate_and_lie_where_they_belong(halved: tuple[Path, list[pipeline.Written]]) -> None:
+    models, written = halved
+    folder = models / V15
+    assert [graph.graph for graph in written] == NAMES
+    places = [graph.path.relative_to(folder).as_posix() for graph in written]
+    assert places == ["fp16/unet.onnx", "fp16/vae_decoder.onnx", "vae_encoder.onnx", "audio_encoder.onnx"]
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    large = {f"{place}.data" for place in ("fp16/unet.onnx", "audio_encoder.onnx")}
+    assert files == {*places, *large, "reference.npz"}
+    for graph in written[:2]:
+        assert [check.batch for check in graph.checks] == [1, 4]
+        bounds = {"unet": (0.5, 0.01), "vae_decoder": (8, 2)}[graph.graph]
+        assert all((check.bound, check.mean_bound) == bounds for check in graph.checks)
+        assert all(check.passed and check.mean > 0 for check in graph.checks)  # FP16 cannot be float32
+    assert [path.name for path in models.iterdir()] == [V15]
+
+
+def test_half_graphs_are_half_with_islands_and_no_sequence(halved: tuple[Path, list[pipeline.Written]]) -> None:
+    for place in ("fp16/unet.onnx", "fp16/vae_decoder.onnx"):
+        graph = onnx.load(halved[0] / V15 / place).graph
+        types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+        constants = {constant.name: constant.data_type for constant in graph.initializer}
+        heavy = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+        weights = [constants[name] for node in heavy for name in node.input if name in constants]
+        assert len(weights) > 50 and set(weights) == {TensorProto.FLOAT16}
+        norms = [node for node in graph.node if node.op_type in ("InstanceNormalization", "LayerNormalization")]
+        assert norms and {types[node.output[0]] for node in norms} == {TensorProto.FLOAT}
+        convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        assert {types[node.output[0]] for node in convolutions} == {TensorProto.FLOAT16}
+
+
+def test_gpu_graphs_use_only_what_tensorrts_parser_takes(halved: tuple[Path, list[pipeline.Written]]) -> None:
+    for place in ("fp16/unet.onnx", "fp16/vae_decoder.onnx"):
+        assert tensorrt.require_operators(halved[0] / V15 / place)["Conv"] > 10
+        opset = onnx.load(halved[0] / V15 / place, load_external_data=False).opset_import[0].version
+        assert opset == onnx_graphs.OPSET
+
+
+def test_a_graph_of_other_weights_is_refused_by_the_gate(
+    halved: tuple[Path, list[pipeline.Written]], weights: Path
+) -> None:
+    reference = gate.Reference.load(halved[0] / V15)
+    path = halved[0] / V15 / "fp16/vae_decoder.onnx"
+    from export.verify import verify_half
+
+    assert len(verify_half(contract.VAE_DECODER, path, reference)) == 2
+    other = dataclasses.replace(reference, faces=reference.faces[::-1].copy())
+    with pytest.raises(ExportRefused, match=r"'vae_decoder' refused at batch 1"):
+        verify_half(contract.VAE_DECODER, path, other)
+
+
+def test_a_refused_graph_leaves_nothing(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = gate.BOUNDS | {"vae_decoder": gate.Bounds(8, 1e-7)}
+    monkeypatch.setattr(gate, "BOUNDS", strict)
+    networks = musetalk.load(weights, V15, "taesd")
+    decoder = onnx_graphs.graphs(networks)[1]
+    monkeypatch.setattr(onnx_graphs, "graphs", lambda networks: (decoder,))
+    with pytest.raises(ExportRefused, match=r"'vae_decoder' refused at batch 1: mean error .* is over 1e-07"):
+        pipeline.write_graphs(networks, tmp_path / "models" / V15, precision=profiles.FP16)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_mean_and_maximum_are_both_bounds() -> None:
+    wanted = np.zeros((1, *contract.FACES.shape), np.uint8)
+    few, many = wanted.copy(), np.full_like(wanted, 3)
+    few[0, 0, 0, 0] = 9
+    assert gate.hold(contract.VAE_DECODER, wanted, np.full_like(wanted, 2)).mean == 2
+    with pytest.raises(ExportRefused, match="maximum error 9 is over 8"):
+        gate.hold(contract.VAE_DECODER, wanted, few)
+    with pytest.raises(ExportRefused, match="mean error 3 is over 2"):
+        gate.hold(contract.VAE_DECODER, wanted, many)
+    latents = np.zeros((1, *contract.LATENTS.shape), np.float16)
+    with pytest.raises(ExportRefused):
+        gate.hold(contract.UNET, latents, np.full_like(latents, np.nan))
+
+
+def test_a_network_near_the_end_of_fp16_is_refused_by_name(weights: Path) -> None:
+    networks = musetalk.load(weights, V15)
+    networks.vae.decoder.conv_in.weight.data.mul_(1e6)  # the next norm makes the pictures plain again
+    with pytest.raises(GraphUnfit, match=r"'vae_decoder' reaches \d+ in float32, too near the 65504 of FP16"):
+        samples.reference(networks)
+
+
+def test_the_reference_is_drawn_faces_and_a_voice(halved: tuple[Path, list[pipeline.Written]]) -> None:
+    reference = gate.Reference.load(halved[0] / V15)
+    assert len(reference) == 4
+    assert 30 < reference.crops.mean() < 220 and reference.crops.std() > 20
+    assert np.abs(np.diff(reference.crops.astype(int), axis=1)).mean() < 12  # a picture, not noise
+    assert all(reference.audio_features[i].std() > 0.1 for i in range(4))
+    assert not np.array_equal(reference.audio_features[0], reference.audio_features[1])
+    assert np.array_equal(samples.crops(), reference.crops)
+    with pytest.raises(GraphUnfit, match="different lengths"):
+        dataclasses.replace(reference, faces=reference.faces[:2])
+    with pytest.raises(GraphUnfit, match="nothing can be held to it"):
+        gate.Reference.load(halved[0])
+
+
+# -- from the command line to the repository --------------------------------------------------------------------------
+
+
+def run(*options: str) -> Any:
+    return CliRunner().invoke(app, list(options), env={"COLUMNS": "200"})
+
+
+def test_weights_become_a_repository(copied: Path, tmp_path: Path) -> None:
+    options = (
+        *("--target", "cpu", "--profile", V15, "--decoder", "taesd"),
+        *("--models-dir", str(copied), "--model-repository", str(tmp_path / "repository")),
+    )
+    result = run(*options)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "repository/cpu"
+    assert {path.name for path in folder.iterdir()} == {model.name for model in contract.MODELS}
+    decoder = onnxruntime.InferenceSession(folder / "vae_decoder/1/model.onnx")
+    notes = decoder.get_modelmeta().custom_metadata_map
+    assert notes["decoder"] == "taesd"
+    assert notes[contract.WEIGHTS_ID] in (folder / "lipsync/config.pbtxt").read_text()
+    assert (folder / "unet/1/model.py").is_file()
+    reference = samples.reference(musetalk.load(copied, V15, "taesd"))
+    (faces,) = decoder.run(None, reference.feeds(contract.VAE_DECODER))
+    assert np.abs(faces.astype(int) - reference.faces).max() <= 1
+
+
+def test_graphs_that_are_there_are_used(
+    weights: Path, halved: tuple[Path, list[pipeline.Written]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--target", "onnx", "--profile", V15, "--models-dir", str(halved[0]))
+    result = run(*options, "--model-repository", str(tmp_path))  # no weight file is in this folder
+    assert result.exit_code == 0, result.output
+    assert not list((tmp_path / "onnx").rglob("model.py"))
+    assert (tmp_path / "onnx/unet/1/unet.onnx.data").is_file()
+    again = run(*options, "--again", "--model-repository", str(tmp_path))
+    assert again.exit_code == 1 and "needs weights that are not there" in " ".join(again.output.split())
+
+
+def test_what_is_exported_is_known_with_its_decoder(halved: tuple[Path, list[pipeline.Written]]) -> None:
+    folder = halved[0] / V15
+    assert bundle.is_exported(folder, profiles.FP16, "sd-vae")
+    assert not bundle.is_exported(folder, profiles.FP16, "taesd")
+    assert not bundle.is_exported(folder, profiles.FP32, "sd-vae")
+
+
+def test_a_large_graph_takes_its_weights_along(halved: tuple[Path, list[pipeline.Written]], tmp_path: Path) -> None:
+    found = pipeline.publish(halved[0], V15, "onnx", tmp_path)
+    place = tmp_path / "onnx/unet/1"
+    assert sorted(path.name for path in place.iterdir()) == ["model.onnx", "unet.onnx.data"]
+    reference = gate.Reference.load(halved[0] / V15)
+    (latents,) = onnxruntime.InferenceSession(place / "model.onnx").run(None, reference.feeds(contract.UNET))
+    gate.hold(contract.UNET, reference.latents, latents)
+    listed = dict(bundle.sizes(found))
+    assert listed[halved[0] / V15 / "fp16/unet.onnx.data"] > 1_500_000 > listed[halved[0] / V15 / "fp16/unet.onnx"]
+    with pytest.raises(GraphsMissing, match=r"lacks unet\.onnx, vae_decoder\.onnx"):
+        pipeline.publish(halved[0], V15, "cpu", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--profile", V15, "--target", "onnx"], "needs weights that are not there"),
+        (["--profile", V15, "--decoder", "sdxl"], "decoders that exist: sd-vae, taesd"),
+        (["--profile", "musetalk-v2"], "profiles that exist: demo, musetalk-v15, musetalk-v1"),
+    ],
+)
+def test_the_command_refuses_in_words(options: list[str], said: str, tmp_path: Path) -> None:
+    result = run(*options, "--models-dir", str(tmp_path / "models"), "--model-repository", str(tmp_path / "repository"))
+    assert result.exit_code == 1
+    assert said in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- Triton's configuration -------------------------------------------------------------------------------------------
+
+
+def parsed(model: contract.Model, target: str) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(config.model_config(model, "musetalk-v15-0", target), model_config_pb2.ModelConfig())
+
+
+SERVED = (contract.UNET, contract.VAE_DECODER, contract.VAE_ENCODER)
+
+
+@pytest.mark.parametrize("target", config.TARGETS)
+@pytest.mark.parametrize("model", SERVED, ids=lambda model: model.name)
+def test_every_target_batches_and_lets_live_requests_pass(model: contract.Model, target: str) -> None:
+    found = parsed(model, target)
+    names = [tensor.name for tensor in (*found.input, *found.output)]
+    assert (found.name, found.max_batch_size) == (model.name, contract.MAX_BATCH_SIZE)
+    assert names == [tensor.name for tensor in (*model.inputs, *model.outputs)]
+    assert found.parameters[contract.WEIGHTS_ID].string_value == "musetalk-v15-0"
+    batching = found.dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level) == (2, 2)
+    assert set(batching.priority_queue_policy) == {1}
+    live, batch = batching.priority_queue_policy[1], batching.default_queue_policy
+    assert 0 < live.default_timeout_microseconds < batch.default_timeout_microseconds
+    for policy in (live, batch):
+        assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+        assert policy.max_queue_size > 0 and policy.allow_timeout_override
+
+
+@pytest.mark.parametrize("target", ["onnx", "tensorrt"])
+@pytest.mark.parametrize("model", SERVED, ids=lambda model: model.name)
+def test_gpu_models_are_warm_at_the_batches_that_come(model: contract.Model, target: str) -> None:
+    found = parsed(model, target)
+    (group,) = found.instance_group
+    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
+    assert found.backend == {"onnx": "onnxruntime", "tensorrt": "tensorrt"}[target]
+    assert [warm.batch_size for warm in found.model_warmup] == [1, *config.PREFERRED_BATCH_SIZES, 32]
+    for warm in found.model_warmup:
+        assert set(warm.inputs) == {tensor.name for tensor in model.inputs}
+        for tensor in model.inputs:
+            given = warm.inputs[tensor.name]
+            assert (list(given.dims), given.zero_data) == (list(tensor.shape), True)
+            assert model_config_pb2.DataType.Name(given.data_type) == f"TYPE_{tensor.triton_dtype}"
+
+
+def test_onnx_runtime_runs_on_cuda_with_an_arena_that_does_not_double() -> None:
+    found = parsed(contract.UNET, "onnx")
+    (provider,) = found.optimization.execution_accelerators.gpu_execution_accelerator
+    assert provider.name == "cuda"
+    assert found.parameters["arena_extend_strategy"].string_value == "1"
+    assert found.parameters["cudnn_conv_algo_search"].string_value == "1"
+
+
+@pytest.mark.parametrize("model", SERVED, ids=lambda model: model.name)
+def test_tensorrt_uses_every_profile_and_cuda_graphs(model: contract.Model) -> None:
+    found = parsed(model, "tensorrt")
+    batches = config.BATCH_PROFILES[model.name]
+    assert list(found.instance_group[0].profile) == [str(index) for index in range(len(batches))]
+    assert batches[0][0] == 1 and batches[0][2] == contract.MAX_BATCH_SIZE  # Triton looks at the first
+    assert all(smallest <= optimal <= largest for smallest, optimal, largest in batches)
+    cuda = found.optimization.cuda
+    assert cuda.graphs
+    assert set(config.PREFERRED_BATCH_SIZES) < {spec.batch_size for spec in cuda.graph_spec}
+    for spec in cuda.graph_spec:
+        shapes = {name: tuple(shape.dim) for name, shape in spec.input.items()}
+        assert shapes == {tensor.name: tensor.shape for tensor in model.inputs}
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_activations_are_counted_by_who_is_alive() -> None:
+    """a = x + x; b = view of a; c = b + b; y = c + b: at the end b (that is a), c and y are alive."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["a"]),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),
+        helper.make_node("Add", ["b", "b"], ["c"]),
+        helper.make_node("Add", ["c", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 100])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 10, 10])],
+        [helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 10, 10])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    assert memory.peak_of(model, 7) == 3 * 7 * 100 * 2
+
+
+def test_the_budget_grows_with_the_batch_and_counts_every_file(halved: tuple[Path, list[pipeline.Written]]) -> None:
+    files = {written.graph: written.path for written in halved[1]}
+    small, large = (memory.budget(files, "onnx", batch) for batch in (1, 32))
+    engines = memory.budget(files, "tensorrt", 32)
+    assert [share.model for share in large] == NAMES[:3]
+    for written, one, many, engine in zip(halved[1], small, large, engines, strict=False):
+        assert one.weights == many.weights == written.size
+        assert many.activations == pytest.approx(32 * one.activations, rel=0.02)
+        contexts = len(config.BATCH_PROFILES[one.model])
+        assert engine.activations == pytest.approx(many.activations * contexts * 1.1)
+    faces = 32 * 256 * 256 * 3
+    assert large[1].activations > 8 * faces
+    assert memory.total(large) == sum(share.total for share in large) + memory.ALLOWANCE
+
+
+def test_a_budget_that_does_not_fit_fails(halved: tuple[Path, list[pipeline.Written]]) -> None:
+    command = [sys.executable, "-m", "export.memory", "--models-dir", str(halved[0]), "--card-gb"]
+    fits = subprocess.run([*command, "24"], capture_output=True, text=True)
+    assert fits.returncode == 0, fits.stdout + fits.stderr
+    tight = subprocess.run([*command, "1"], capture_output=True, text=True)
+    assert tight.returncode == 1 and "does not fit" in tight.stdout
+
+
+# -- TensorRT ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_tensorrt_nothing_is_begun(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    options = ["--models-dir", str(copied), "--model-repository", str(tmp_path / "repository")]
+    result = run("--target", "tensorrt", "--profile", V15, *options)
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "Python has no tensorrt" in said and f"tensorrt-cu12=={tensorrt.TENSORRT_VERSION}" in said
+    assert not (copied / V15).exists() and not (tmp_path / "repository").exists()
+
+
+def test_another_tensorrt_or_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", module(__version__="10.16.1.11"))
+    with pytest.raises(EngineUnavailable, match=r"TensorRT is 10\.16\.1\.11, and .*24\.10-py3 runs plans of 10\.5\.0"):
+        tensorrt.require_tensorrt()
+    monkeypatch.setitem(sys.modules, "tensorrt", module(__version__="10.5.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineUnavailable, match="sees no NVIDIA GPU"):
+        tensorrt.require_tensorrt()
+
+
+def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["x"], ["s"], axis=1),
+        helper.make_node("SequenceAt", ["s", "i"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 4), ("y", 1))]
+    index = helper.make_tensor("i", TensorProto.INT64, [], [0])
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], [index])), tmp_path / "unet.onnx")
+    with pytest.raises(EngineFailed, match=r"'unet': its parser takes no SequenceAt, SplitToSequence.*target onnx"):
+        tensorrt.require_operators(tmp_path / "unet.onnx")
+
+
+def module(**names: Any) -> Any:
+    fake: Any = ModuleType("tensorrt")
+    vars(fake).update(names)
+    return fake
+
+
+class FakeTensorRT:
+    """TensorRT's builder as `export.tensorrt` uses it; records what it was asked for."""
+
+    def __init__(self, parses: bool = True, plan: bytes | None = b"plan") -> None:
+        self.shapes: list[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = []
+        self.timings: list[bytes] = []
+        severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
+        logger = type("ILogger", (), {"Severity": severity, "__init__": lambda self: None})
+        cache = SimpleNamespace(serialize=lambda: b"timings")
+
+        def create_timing_cache(content: bytes) -> Any:
+            self.timings.append(content)
+            return cache
+
+        settings = SimpleNamespace(
+            set_memory_pool_limit=lambda pool, size: None,
+            create_timing_cache=create_timing_cache,
+            set_timing_cache=lambda found, ignore_mismatch: None,
+            get_timing_cache=lambda: cache,
+            add_optimization_profile=lambda profile: None,
+        )
+        builder = SimpleNamespace(
+            create_network=lambda flags: flags,
+            create_builder_config=lambda: settings,
+            create_optimization_profile=lambda: SimpleNamespace(
+                set_shape=lambda name, *shapes: self.shapes.append((name, *shapes))
+            ),
+            build_serialized_network=lambda network, config: plan,
+        )
+        parser = SimpleNamespace(
+            parse_from_file=lambda path: parses,
+            num_errors=1,
+            get_error=lambda index: SimpleNamespace(desc=lambda: "node 7 is strange"),
+        )
+        self.module = module(
+            __version__="10.5.0",
+            ILogger=logger,
+            Builder=lambda log: builder,
+            OnnxParser=lambda network, log: parser,
+            NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+            MemoryPoolType=SimpleNamespace(WORKSPACE=0),
+        )
+
+
+def test_an_engine_is_built_for_every_batch_profile_with_the_timings_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, timings = FakeTensorRT(), tmp_path / "engines/gpu.timing"
+    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    for _ in range(2):
+        assert tensorrt.build(contract.VAE_DECODER, tmp_path / "vae_decoder.onnx", timings) == b"plan"
+    assert fake.timings == [b"", b"timings"]
+    assert fake.shapes[0] == ("latents", (1, 4, 32, 32), (8, 4, 32, 32), (32, 4, 32, 32))
+    assert timings.read_bytes() == b"timings"
+
+
+@pytest.mark.parametrize(
+    ("fake", "said"),
+    [(FakeTensorRT(parses=False), "node 7 is strange"), (FakeTensorRT(plan=None), "the builder gave no reason")],
+)
+def test_an_engine_that_fails_says_so_and_points_to_the_onnx_target(
+    fake: FakeTensorRT, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    with pytest.raises(EngineFailed, match=f"no engine of 'unet': {said}.*--target onnx"):
+        tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "gpu.timing")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    """A GPU and TensorRT, as far as building goes."""
+    fake = FakeTensorRT()
+    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA RTX A5000")
+    return fake
+
+
+def engine(offset: float) -> Any:
+    """A stand-in for an engine on the GPU: the reference's own answer, and something more."""
+
+    def answer(model: contract.Model, plan: bytes) -> Any:
+        assert plan == b"plan"
+
+        def run(feeds: dict[str, Any], profile: int) -> Any:
+            reference = gate.Reference.load(run_folder[0])
+            wanted = reference.output(model)[: len(next(iter(feeds.values())))]
+            return wanted + np.asarray(offset, wanted.dtype)
+
+        return SimpleNamespace(run=run)
+
+    return answer
+
+
+run_folder: list[Path] = []
+
+
+def test_engines_that_pass_are_published_and_used_again(
+    halved: tuple[Path, list[pipeline.Written]], tmp_path: Path, machine: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder[:] = [halved[0] / V15]
+    monkeypatch.setattr(tensorrt, "Engine", engine(0))
+    said: list[str] = []
+    pipeline.publish(halved[0], V15, "tensorrt", tmp_path, said.append)
+    assert sorted(path.name for path in (tmp_path / "tensorrt/unet/1").iterdir()) == ["model.plan"]
+    assert (tmp_path / "tensorrt/vae_encoder/1/model.plan").read_bytes() == b"plan"
+    engines = {path.name for path in (halved[0] / V15 / "engines").iterdir()}
+    digest = tensorrt.graph_hash(halved[0] / V15 / "fp16/unet.onnx")
+    assert f"unet-nvidia-rtx-a5000-10.5.0-{digest}.plan" in engines
+    assert "nvidia-rtx-a5000-10.5.0.timing" in engines and len(engines) == 4
+    assert sum(words.startswith("building") for words in said) == 3
+    said.clear()
+    pipeline.publish(halved[0], V15, "tensorrt", tmp_path, said.append)
+    assert not any(words.startswith("building") for words in said)
+
+
+def test_an_engine_that_computes_something_else_is_not_published(
+    halved: tuple[Path, list[pipeline.Written]], tmp_path: Path, machine: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder[:] = [halved[0] / V15]
+    monkeypatch.setattr(tensorrt, "Engine", engine(1))
+    with pytest.raises(ExportRefused, match="'unet' refused"):
+        pipeline.publish(halved[0], V15, "tensorrt", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hash_of_a_graph_sees_its_weights(tmp_path: Path) -> None:
+    graph = tmp_path / "unet.onnx"
+    graph.write_bytes(b"graph")
+    alone = tensorrt.graph_hash(graph)
+    bundle.data_file(graph).write_bytes(b"weights")
+    assert tensorrt.graph_hash(graph) != alone
+
+
+def test_importing_these_modules_imports_no_torch() -> None:
+    names = "export.cli, export.tensorrt, export.gate, export.profiles, export.memory, export.pipeline"
+    subprocess.run([sys.executable, "-c", f"import sys, {names}; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_the_unet_step_hands_the_network_its_own_dtype(weights: Path) -> None:
+    seen: list[Any] = []
+
+    class Probe(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1).half())
+
+        def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any) -> Any:
+            seen.extend((sample.dtype, encoder_hidden_states.dtype))
+            return SimpleNamespace(sample=sample[:, :4])
+
+    step = UNetStep(Probe())
+    step(torch.zeros(1, 50, 384).half(), torch.zeros(1, 8, 32, 32).half())
+    assert seen == [torch.float16, torch.float16]
