@@ -23,7 +23,7 @@ def main(
     profile: Annotated[str, typer.Option(help=f"Whose weights: {', '.join(PROFILES)}.")] = DEMO,
     decoder: Annotated[str, typer.Option(help=f"What draws MuseTalk's faces: {', '.join(DECODERS)}.")] = SD_VAE,
     again: Annotated[bool, typer.Option(help="Write MuseTalk's graphs anew where they are there already.")] = False,
-    models_dir: Annotated[Path, typer.Option(help="Has the weights, and the graphs: <profile>/*.onnx.")] = Path("models"),
+    models_dir: Annotated[Path, typer.Option(help="Has weights, and graphs: <profile>/*.onnx.")] = Path("models"),
     model_repository: Annotated[Path, typer.Option(help="Receives <target>/, a Triton model repository.")] = Path(
         "model_repository"
     ),

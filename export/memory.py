@@ -57,7 +57,7 @@ def budget(files: Mapping[str, Path], target: str, batch: int = contract.MAX_BAT
         path = files[model.name]
         # A TensorRT context is as large as the largest optimisation profile needs, and Triton keeps one per profile.
         contexts = len(BATCH_PROFILES[model.name]) if target == TENSORRT else 1
-        activations = peak_activations(path, batch) * contexts * INSTANCES
+        activations = float(peak_activations(path, batch) * contexts * INSTANCES)
         if target == TENSORRT:
             activations *= 1 + CUDA_GRAPHS_SHARE
         weights = (path.stat().st_size + _size(data_file(path))) * INSTANCES

@@ -68,7 +68,7 @@ def _whisper(files: Part) -> WhisperEncoder:
 def _filled(kind: type[M], files: Part, state: dict[str, Tensor]) -> M:
     """A network of diffusers' as its configuration file says, with these weights."""
     with torch.device("meta"):
-        network = kind.from_config(_config(files))  # type: ignore[attr-defined]
+        network: M = kind.from_config(_config(files))  # type: ignore[attr-defined]
     return _fill(network, state, f"the network of {files.config}")
 
 
@@ -76,7 +76,8 @@ def _fill(network: M, state: dict[str, Tensor], name: str) -> M:
     """The weights into a network that has none yet: initialising 860 million first would take longer."""
     network.to_empty(device="cpu")
     load_into(network, state, name)
-    return network.float().eval().requires_grad_(False)
+    network.float().eval().requires_grad_(False)
+    return network
 
 
 def _config(files: Part) -> dict[str, Any]:
@@ -120,7 +121,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def write_random_weights(folder: Path, seed: int, size: str = "full", profile: str = "musetalk-v15") -> None:
-    """Seeded random weights in MuseTalk's files and layout, float32: its own architecture (`full`, 4 GB) or a small one.
+    """Seeded random weights in MuseTalk's files and layout, float32. size: a key of `SIZES`; full is 4 GB.
 
     The global random state of torch is left as it was.
     """
@@ -162,8 +163,9 @@ def _write_taesd(folder: Path, sizes: dict[str, Any], profile: str) -> None:
 
 
 def _write_whisper(folder: Path, sizes: dict[str, Any], profile: str) -> None:
+    layers = contract.N_LAYERS - 1
     config = WhisperConfig(
-        d_model=contract.AUDIO_WIDTH, encoder_layers=contract.N_LAYERS - 1, encoder_attention_heads=6, **sizes["whisper"]
+        d_model=contract.AUDIO_WIDTH, encoder_layers=layers, encoder_attention_heads=6, **sizes["whisper"]
     )
     encoder = WhisperEncoder(config)
     _write_config(folder / "whisper" / "config.json", config.to_dict())

@@ -1,6 +1,7 @@
 """ONNX graphs from torch modules: the contract's names, a dynamic batch axis, the weights' identity as metadata.
 
-Weights above `EXTERNAL_ABOVE` lie beside the graph, in `<name>.onnx.data`. Knows which module stands behind which model of the contract; does not know whether the result is right (`verify`).
+Weights above `EXTERNAL_ABOVE` lie beside the graph, in `<name>.onnx.data`. Knows which module stands behind which model
+of the contract; does not know whether the result is right (`verify`).
 """
 
 import logging

@@ -2,7 +2,7 @@
 
     models/musetalkV15/musetalk.json, unet.pth             MuseTalk 1.5's UNet
     models/musetalk/musetalk.json, pytorch_model.bin       MuseTalk 1's
-    models/sd-vae/config.json, diffusion_pytorch_model.*   Stable Diffusion's VAE: the encoder always, the decoder by choice
+    models/sd-vae/config.json, diffusion_pytorch_model.*   Stable Diffusion's VAE: encoder always, decoder by choice
     models/taesd/config.json, diffusion_pytorch_model.*    the small decoder
     models/whisper/config.json, model.safetensors          Whisper-tiny, or pytorch_model.bin
 

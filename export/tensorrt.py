@@ -5,8 +5,8 @@ An engine is of one GPU model, one TensorRT version and one graph, and its file 
     models/<profile>/engines/unet-nvidia-rtx-a5000-10.5.0-1a2b3c4d5e6f.plan
 
 The network is strongly typed: TensorRT computes each tensor in the type that the graph gives it, so the graph's float32
-islands stay islands. INT8 and FP8 engines are not built: INT8 needs calibration on real speech and real faces, and others
-have measured FP8 to be slower on this UNet. `tensorrt` and `torch` are imported by the functions that need them.
+islands stay islands. INT8 and FP8 engines are not built: INT8 needs calibration on real speech and real faces, and
+others have measured FP8 to be slower on this UNet. `tensorrt` and `torch` are imported by the functions that need them.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ WORKSPACE = 4 << 30  # bytes a tactic may ask for while it is tried
 HASH_DIGITS = 12
 
 # What TensorRT's ONNX parser takes, of the operators that such graphs are made of. Source: "Supported ONNX Operators",
-# docs/operators.md of onnx/onnx-tensorrt for TensorRT 10, opsets 9 to 24. uint8 exists at a network's inputs and outputs
-# only, next to a Cast. Sequences (SplitToSequence, SequenceAt) are not supported, which is why graphs are written folded.
-PARSER_OPERATORS = frozenset(
-    """
-    Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos DepthToSpace Div Einsum
-    Equal Erf Exp Expand Flatten Floor Gather GatherElements Gelu Gemm GlobalAveragePool Greater GreaterOrEqual
-    GroupNormalization Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max Mean Min
-    Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round
-    Shape Sigmoid Sign Sin Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
-    """.split()
-)
+# docs/operators.md of onnx/onnx-tensorrt for TensorRT 10, opsets from 9. uint8 exists at a network's inputs and outputs
+# only, next to a Cast. Sequences (SplitToSequence, SequenceAt) it does not take, so graphs are written folded.
+_OPERATORS = """
+Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos DepthToSpace Div
+Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements Gelu Gemm GlobalAveragePool Greater
+GreaterOrEqual GroupNormalization Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual
+Log MatMul Max Mean Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd
+ReduceSum Relu Reshape Resize Round Shape Sigmoid Sign Sin Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Sum
+Tanh Tile Transpose Unsqueeze Where
+"""
+PARSER_OPERATORS = frozenset(_OPERATORS.split())
 
 
 def require_tensorrt() -> None:
@@ -58,7 +58,8 @@ def require_tensorrt() -> None:
         import tensorrt
         import torch
     except ImportError as exc:
-        raise EngineUnavailable(f"Python has no {exc.name}", f"Install it: pip install -e '.[export]' {PACKAGE}") from exc
+        how = f"Install it: pip install -e '.[export]' {PACKAGE}"
+        raise EngineUnavailable(f"Python has no {exc.name}", how) from exc
     version = str(tensorrt.__version__)
     if not version.startswith(f"{TENSORRT_VERSION}.") and version != TENSORRT_VERSION:
         raise EngineUnavailable(
@@ -175,7 +176,7 @@ class Engine:
         (tensor,) = self.model.outputs
         n = len(next(iter(inputs.values())))
         output = torch.empty((n, *tensor.shape), dtype=getattr(torch, tensor.dtype), device="cuda")
-        stream = torch.cuda.Stream()
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         self._context.set_optimization_profile_async(profile, stream.cuda_stream)
         for name, values in inputs.items():

@@ -1,4 +1,4 @@
-"""MuseTalk's profiles: weight files to graphs in float32 and FP16, what is refused, configurations, memory, TensorRT."""
+"""MuseTalk's profiles: weight files to graphs in float32 and FP16, refusals, configurations, memory, TensorRT."""
 
 import dataclasses
 import json
@@ -26,16 +26,18 @@ from typer.testing import CliRunner  # noqa: E402
 
 from export import bundle, gate, half, memory, musetalk, onnx_graphs, pipeline, profiles, samples, tensorrt  # noqa: E402
 from export import triton_config as config  # noqa: E402
-from export.checkpoints import read_state  # noqa: E402
+from export.checkpoints import modern_attention, read_state  # noqa: E402
 from export.cli import app  # noqa: E402
 from export.errors import (  # noqa: E402
+    CheckpointUnreadable,
+    ConfigUnfit,
     EngineFailed,
     EngineUnavailable,
     ExportRefused,
     GraphsMissing,
     GraphUnfit,
+    StateUnfit,
     WeightsMissing,
-    WeightsUnfit,
 )
 from export.modules import FaceDecoder, UNetStep  # noqa: E402
 from lipserve import contract  # noqa: E402
@@ -117,7 +119,7 @@ def test_attention_is_read_under_its_old_names_and_its_new(weights: Path, copied
     file = "sd-vae/diffusion_pytorch_model.safetensors"
     old = load_file(weights / file)
     assert "decoder.mid_block.attentions.0.proj_attn.weight" in old
-    renamed = {musetalk._new_name(name): tensor for name, tensor in old.items()}
+    renamed = modern_attention(old)
     assert "decoder.mid_block.attentions.0.to_out.0.weight" in renamed
     (copied / file).unlink()
     save_file(renamed, copied / file)
@@ -167,10 +169,10 @@ def test_weights_of_another_shape_are_refused_by_name(copied: Path) -> None:
     state["more"] = state.pop("conv_out.bias")
     file.unlink()
     torch.save(state, file)
-    with pytest.raises(WeightsUnfit) as refusal:
+    with pytest.raises(StateUnfit, match=r"musetalkV15/musetalk\.json: ") as refusal:
         musetalk.load(copied, V15)
-    assert "conv_in.weight is (32, 4, 3, 3), should be (32, 8, 3, 3)" in str(refusal.value)
-    assert "conv_out.bias is missing" in str(refusal.value) and "more is (4,), should be missing" in str(refusal.value)
+    assert "conv_in.weight (32, 4, 3, 3) instead of (32, 8, 3, 3) of another shape" in str(refusal.value)
+    assert "conv_out.bias missing; more not expected" in str(refusal.value)
 
 
 @pytest.mark.parametrize("file", ["musetalkV15/unet.pth", "sd-vae/diffusion_pytorch_model.safetensors"])
@@ -178,7 +180,7 @@ def test_a_damaged_weight_file_is_refused(copied: Path, file: str) -> None:
     content = (copied / file).read_bytes()
     (copied / file).unlink()
     (copied / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(WeightsUnfit, match="cannot be read"):
+    with pytest.raises(CheckpointUnreadable, match=rf"{file} is (no whole|cut off)"):
         musetalk.load(copied, V15)
 
 
@@ -194,7 +196,7 @@ def test_another_architecture_is_refused(copied: Path, file: str, key: str, valu
     settings = json.loads((copied / file).read_text())
     (copied / file).unlink()
     (copied / file).write_text(json.dumps(settings | {key: value}))
-    with pytest.raises(WeightsUnfit, match=said):
+    with pytest.raises(ConfigUnfit, match=said):
         musetalk.load(copied, V15)
 
 
@@ -247,7 +249,7 @@ def test_the_graphs_pass_the_gate_and_lie_where_they_belong(halved: tuple[Path, 
 def test_half_graphs_are_half_with_islands_and_no_sequence(halved: tuple[Path, list[pipeline.Written]]) -> None:
     for place in ("fp16/unet.onnx", "fp16/vae_decoder.onnx"):
         graph = onnx.load(halved[0] / V15 / place).graph
-        types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+        types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
         constants = {constant.name: constant.data_type for constant in graph.initializer}
         heavy = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
         weights = [constants[name] for node in heavy for name in node.input if name in constants]
@@ -537,7 +539,8 @@ def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path) -> None:
         helper.make_node("SplitToSequence", ["x"], ["s"], axis=1),
         helper.make_node("SequenceAt", ["s", "i"], ["y"]),
     ]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 4), ("y", 1))]
+    sizes = {"x": 4, "y": 1}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in sizes.items()]
     index = helper.make_tensor("i", TensorProto.INT64, [], [0])
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], [index])), tmp_path / "unet.onnx")
     with pytest.raises(EngineFailed, match=r"'unet': its parser takes no SequenceAt, SplitToSequence.*target onnx"):

@@ -1,0 +1,114 @@
+"""The whole way at MuseTalk's own size, without its weights: random ones of its architecture, in its files.
+
+    python benchmarks/full_size.py [--folder DIR] [--decoder taesd] [--skip-triton]
+
+Weight files (4 GB) → networks → FP16 graphs, held to float32 → one batch through the embedded Triton on the CPU, held
+to the same. Minutes to tens of minutes, up to 9 GB of memory, 10 GB of disk. Prints what each step took, and RESULT
+with JSON as the last line.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from export import musetalk, pipeline
+from export.bundle import graph_file
+from export.gate import Reference, error_table, hold
+from export.memory import budget, budget_table, total
+from export.profiles import DECODERS, FP16
+from export.repository import CPU, ONNX, SERVED, write_repository
+from lipserve import contract
+from lipserve.embedded import EmbeddedTriton
+from lipserve.settings import Settings
+
+PROFILE = "musetalk-v15"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keeps what is made; otherwise it is removed")
+    parser.add_argument("--decoder", choices=DECODERS, action="append", help="only this one; both by default")
+    parser.add_argument("--size", choices=tuple(musetalk.SIZES), default="full", help="small tries the script itself")
+    parser.add_argument("--skip-triton", action="store_true")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="lipserve-full-"))
+    try:
+        run(folder, args.decoder or list(DECODERS), args.size, args.skip_triton)
+    finally:
+        if args.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(folder: Path, decoders: list[str], size: str, skip_triton: bool) -> None:
+    console = Console()
+    seconds: dict[str, float] = {}
+    errors: dict[str, dict[str, float]] = {}
+    with timed("write weights", seconds):
+        if not (folder / "taesd/config.json").is_file():
+            musetalk.write_random_weights(folder, 0, size, PROFILE)
+    for decoder in decoders:
+        with timed(f"{decoder}: read weights", seconds):
+            networks = musetalk.load(folder, PROFILE, decoder)
+        with timed(f"{decoder}: export and check", seconds):
+            graphs = folder / PROFILE
+            written = pipeline.write_graphs(networks, graphs, lambda words: console.log(words), FP16)
+        del networks
+        console.print(error_table(check for graph in written for check in graph.checks))
+        for graph in written:
+            errors[f"{decoder}: {graph.graph}"] = {"max": graph.checks[-1].maximum, "mean": graph.checks[-1].mean}
+        files = {model.name: graph_file(graphs, model, FP16) for model in SERVED}
+        shares = budget(files, ONNX)
+        console.print(budget_table(shares, ONNX))
+        errors[f"{decoder}: GPU memory, GB, computed"] = {"sum": total(shares) / 1e9}
+        if not skip_triton:
+            with timed(f"{decoder}: Triton", seconds):
+                errors[f"{decoder}: through Triton"] = through_triton(folder, files, Reference.load(graphs))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    console.print({name: round(value, 1) for name, value in seconds.items()}, f"peak memory {peak:.1f} GB")
+    print("RESULT", json.dumps({"size": size, "seconds": seconds, "errors": errors, "peak_memory_gb": peak}))
+
+
+def through_triton(folder: Path, files: dict[str, Path], reference: Reference) -> dict[str, float]:
+    """The FP16 graphs in the embedded Triton, whose Python backend runs them on the CPU: one batch of two frames."""
+    settings = Settings()
+    repository = write_repository(folder / "repository", CPU, files, "full-size")
+    shutil.rmtree(repository / contract.VAE_ENCODER.name)  # not asked for here, and it would take memory
+    with EmbeddedTriton(repository, settings.models_dir, folder / "run") as server:
+        answer = ask(server.grpc_url, reference)
+    check = hold(contract.VAE_DECODER, reference.faces[: len(answer)], answer)
+    return {"max": check.maximum, "mean": check.mean}
+
+
+def ask(url: str, reference: Reference, frames: int = 2) -> np.ndarray:
+    """Faces of the first frames from the ensemble at `url`."""
+    import tritonclient.grpc as grpc
+
+    client = grpc.InferenceServerClient(url)
+    inputs = []
+    for tensor in contract.LIPSYNC.inputs:
+        values = getattr(reference, tensor.name)[:frames]
+        given = grpc.InferInput(tensor.name, values.shape, tensor.triton_dtype)
+        given.set_data_from_numpy(values)
+        inputs.append(given)
+    faces: np.ndarray = client.infer(contract.LIPSYNC.name, inputs).as_numpy(contract.FACES.name)
+    return faces
+
+
+@contextmanager
+def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - started
+
+
+if __name__ == "__main__":
+    main()
