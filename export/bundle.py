@@ -19,7 +19,7 @@ from export.profiles import FP16, FP32, SD_VAE
 from lipserve import contract
 
 DATA_SUFFIX = ".data"
-DECODER = "decoder"  # key, in the graphs' metadata, of the decoder chosen
+DECODER = "decoder"  # key, in the graphs' metadata, of a decoder in the place of the VAE's own
 HALVED = (contract.UNET, contract.VAE_DECODER)  # those that exist in FP16: what runs once per frame of every request
 
 MODELS = (contract.UNET, contract.VAE_DECODER, contract.VAE_ENCODER, contract.AUDIO_ENCODER)  # those that are a graph

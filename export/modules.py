@@ -64,7 +64,7 @@ class FaceDecoder(nn.Module):
         latents: float16 (n, 4, 32, 32), VAE latents times the scaling factor
         -> faces: uint8 (n, 256, 256, 3), BGR, rounded to the nearest level
         """
-        unscaled = (latents.float() / self.scaling_factor).to(_dtype(self.vae.decoder))
+        unscaled = (latents.float() / self.scaling_factor).to(_dtype(self.vae))
         decoded: Tensor = self.vae.decode(unscaled).sample.float()
         levels = (decoded / 2 + 0.5).clamp(0, 1) * 255
         return levels.flip(1).permute(0, 2, 3, 1).round().to(torch.uint8)
@@ -87,11 +87,11 @@ class FaceEncoder(nn.Module):
 
         crops: uint8 (n, 256, 256, 3), BGR -> face_latents: float16 (n, 8, 32, 32), masked 4 then reference 4
         """
-        whole = crops.float().permute(0, 3, 1, 2).flip(1) / 255  # TensorRT does nothing with uint8 but cast it
-        pairs = torch.stack((whole * self.upper_half, whole), dim=1).flatten(0, 1)  # (2n, 3, 256, 256), RGB, [0, 1]
-        latents = self._encode(pairs * 2 - 1) * self.scaling_factor
-        shape = (-1, contract.FACE_LATENT_CHANNELS, contract.LATENT_SIZE, contract.LATENT_SIZE)
-        return latents.reshape(shape).half()
+        # TensorRT does nothing with uint8 but cast it, hence the order.
+        whole = crops.float().permute(0, 3, 1, 2).flip(1) / 255  # (n, 3, 256, 256), RGB, [0, 1]
+        # One after the other: at 256 pixels two pictures at once would double the largest tensors of the whole service.
+        encoded = [self._encode(pictures * 2 - 1) for pictures in (whole * self.upper_half, whole)]
+        return (torch.cat(encoded, dim=1) * self.scaling_factor).half()
 
     def _encode(self, pictures: Tensor) -> Tensor:
         """RGB pictures in [-1, 1] to unscaled latents: float32 (n, 3, 256, 256) -> float32 (n, 4, 32, 32)."""

@@ -18,7 +18,7 @@ from torch import nn
 from export.bundle import DATA_SUFFIX, DECODER
 from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
-from export.profiles import SD_VAE, TAESD
+from export.profiles import TAESD
 from lipserve import contract
 
 TRACED_BATCH = 2  # torch.export would take a batch of 1 for a constant
@@ -51,7 +51,8 @@ def graphs(networks: Networks) -> tuple[Graph, ...]:
 
 def metadata(networks: Networks) -> dict[str, str]:
     """What every graph of a profile says about itself."""
-    return {contract.WEIGHTS_ID: networks.weights_id, DECODER: TAESD if networks.decoder else SD_VAE}
+    notes = {contract.WEIGHTS_ID: networks.weights_id}
+    return notes | {DECODER: TAESD} if networks.decoder else notes
 
 
 def write_graph(graph: Graph, path: Path, notes: str | Mapping[str, str], folded: bool = False) -> None:

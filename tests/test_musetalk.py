@@ -40,7 +40,9 @@ from export.errors import (  # noqa: E402
     WeightsMissing,
 )
 from export.modules import FaceDecoder, UNetStep  # noqa: E402
+from export.repository import write_repository  # noqa: E402
 from lipserve import contract  # noqa: E402
+from lipserve.embedded import EmbeddedTriton  # noqa: E402
 
 V15 = "musetalk-v15"
 NAMES = ["unet", "vae_decoder", "vae_encoder", "audio_encoder"]
@@ -205,7 +207,7 @@ def test_a_network_beside_the_vae_draws_and_does_not_count_for_avatars(weights: 
     assert tiny.weights_id == own.weights_id
     graphs = {graph.name: graph.module for graph in onnx_graphs.graphs(tiny)}
     assert graphs["vae_decoder"].vae is tiny.decoder and graphs["vae_encoder"].vae is tiny.vae
-    assert onnx_graphs.metadata(tiny)["decoder"] == "taesd" != onnx_graphs.metadata(own)["decoder"]
+    assert onnx_graphs.metadata(tiny) == onnx_graphs.metadata(own) | {"decoder": "taesd"}
     latents = torch.full((1, 4, 32, 32), 0.25).half()
     with torch.inference_mode():
         faces = FaceDecoder(tiny.decoder)(latents)
@@ -708,3 +710,31 @@ def test_the_unet_step_hands_the_network_its_own_dtype(weights: Path) -> None:
     step = UNetStep(Probe())
     step(torch.zeros(1, 50, 384).half(), torch.zeros(1, 8, 32, 32).half())
     assert seen == [torch.float16, torch.float16]
+
+
+# -- on the real Triton -----------------------------------------------------------------------------------------------
+
+
+def test_half_graphs_run_in_triton_and_the_queue_knows_priority_and_time(
+    halved: tuple[Path, list[pipeline.Written]], exported: Path, tmp_path: Path
+) -> None:
+    """The FP16 graphs under the Python backend: the ensemble's faces are the reference's, and its queues have rules."""
+    grpc = pytest.importorskip("tritonclient.grpc")
+    files = {written.graph: written.path for written in halved[1]}
+    repository = write_repository(tmp_path, config.CPU, files, "musetalk-v15-0")
+    reference = gate.Reference.load(halved[0] / V15)
+
+    def asked(client: Any, **options: int) -> Any:
+        inputs = []
+        for tensor in contract.LIPSYNC.inputs:
+            values = getattr(reference, tensor.name)
+            inputs.append(grpc.InferInput(tensor.name, values.shape, tensor.triton_dtype))
+            inputs[-1].set_data_from_numpy(values)
+        return client.infer(contract.LIPSYNC.name, inputs, **options).as_numpy(contract.FACES.name)
+
+    with EmbeddedTriton(repository, exported / "models", tmp_path / "run") as server:
+        client = grpc.InferenceServerClient(server.grpc_url)
+        for priority in (0, config.LIVE, config.BATCH):
+            gate.hold(contract.VAE_DECODER, reference.faces, asked(client, priority=priority))
+        with pytest.raises(grpc.InferenceServerException, match="timeout expired"):
+            asked(client, timeout=1)  # microseconds, less than a batch waits for company
