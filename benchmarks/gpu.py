@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +174,18 @@ def prepare(folder: Path, size: str) -> None:
     print(json.dumps(operations))
 
 
+@cache
 def stages(folder: Path) -> dict[str, Any]:
-    """What is measured, by stage: a graph with its module, float32."""
+    """What is measured, by stage: a graph with its module, float32. Read once; who takes one out has it alone."""
     from export import musetalk
-    from export.onnx_graphs import graphs
+    from export.modules import FaceDecoder, UNetStep
+    from export.onnx_graphs import Graph
 
-    own, tiny = musetalk.load(folder, PROFILE), musetalk.load(folder, PROFILE, "taesd")
-    unet, decoder = graphs(own)[:2]
-    return dict(zip(STAGES, (unet, decoder, graphs(tiny)[1]), strict=True))
+    networks = musetalk.load(folder, PROFILE, "taesd")
+    assert networks.decoder is not None
+    unet = Graph(contract.UNET, UNetStep(networks.unet))
+    decoders = [Graph(contract.VAE_DECODER, FaceDecoder(vae)) for vae in (networks.vae, networks.decoder)]
+    return dict(zip(STAGES, (unet, *decoders), strict=True))
 
 
 def measure(backend: str, folder: Path, batches: list[int], device: str) -> None:
@@ -222,7 +227,7 @@ def eager(folder: Path, stage: str, model: contract.Model, device: str) -> Runne
 
     from export.half import halve
 
-    module = stages(folder)[stage].module
+    module = stages(folder).pop(stage).module
     halve(module)
     module = module.to(device).eval()
 
@@ -275,14 +280,14 @@ def onnx_cuda(folder: Path, stage: str, model: contract.Model, device: str) -> R
 
 
 def engine(folder: Path, stage: str, model: contract.Model, device: str) -> Runner:
-    from export.tensorrt import PACKAGE, Engine, build
+    from export.tensorrt import PACKAGE, Engine, build, nearest_profile
 
     try:
         import tensorrt  # noqa: F401
     except ImportError:
         raise SystemExit(f"tensorrt is not installed: pip install {PACKAGE}") from None
     runner = Engine(model, build(model, folder / f"{stage}.onnx", folder / "timing"))
-    return runner.run_on_gpu
+    return lambda feeds: runner.run_on_gpu(feeds, nearest_profile(model, len(next(iter(feeds.values())))))
 
 
 def synchronize(device: str) -> None:

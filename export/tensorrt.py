@@ -155,6 +155,8 @@ class Engine:
         if self._engine is None:
             raise EngineFailed(model.name, "; ".join(self._log.errors[-3:]) or "the plan cannot be read")
         self._context = self._engine.create_execution_context()
+        self._stream: torch.cuda.Stream | None = None
+        self._profile = -1
 
     @property
     def memory(self) -> int:
@@ -176,9 +178,13 @@ class Engine:
         (tensor,) = self.model.outputs
         n = len(next(iter(inputs.values())))
         output = torch.empty((n, *tensor.shape), dtype=getattr(torch, tensor.dtype), device="cuda")
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream: Any = self._stream
         stream.wait_stream(torch.cuda.current_stream())
-        self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+        if profile != self._profile:
+            self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+            self._profile = profile
         for name, values in inputs.items():
             self._context.set_input_shape(name, tuple(values.shape))
             self._context.set_tensor_address(name, values.data_ptr())
@@ -187,6 +193,13 @@ class Engine:
             raise EngineFailed(self.model.name, "; ".join(self._log.errors[-3:]) or "the engine did not run")
         stream.synchronize()
         return output
+
+
+def nearest_profile(model: contract.Model, batch: int) -> int:
+    """The optimisation profile that Triton takes for a batch: of those that allow it, the nearest optimum."""
+    profiles = enumerate(BATCH_PROFILES[model.name])
+    fitting = [(abs(best - batch), index) for index, (least, best, most) in profiles if least <= batch <= most]
+    return min(fitting)[1]
 
 
 def engine_file(folder: Path, model: contract.Model, graph: Path) -> Path:

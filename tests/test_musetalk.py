@@ -536,6 +536,20 @@ def test_another_tensorrt_or_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) 
         tensorrt.require_tensorrt()
 
 
+@pytest.mark.parametrize(("batch", "profile"), [(1, 1), (4, 1), (5, 0), (8, 0), (19, 0), (21, 2), (32, 2)])
+def test_a_batch_takes_the_profile_made_for_its_like(batch: int, profile: int) -> None:
+    assert tensorrt.nearest_profile(contract.UNET, batch) == profile
+    assert tensorrt.nearest_profile(contract.VAE_DECODER, batch) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_says_that_there_is_no_gpu() -> None:
+    script = Path(__file__).parent.parent / "benchmarks/gpu.py"
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "No NVIDIA GPU that torch can use is here" in result.stderr
+
+
 def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("SplitToSequence", ["x"], ["s"], axis=1),
