@@ -10,9 +10,8 @@ COPY lipserve lipserve
 COPY gateway gateway
 COPY avatar_prep avatar_prep
 COPY export export
-# torch's build for the CPU, where it traces the networks and is what graphs are held against
-RUN /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check \
-  --extra-index-url https://download.pytorch.org/whl/cpu '.[export]'
+# torch with CUDA: it traces the networks on the CPU, and holds the tensors that engines are tried on
+RUN /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check '.[export]'
 # TensorRT's Python half, in exactly the version and for the CUDA of this image
 RUN set -eu; \
     library="$(ls /usr/lib/x86_64-linux-gnu/libnvinfer.so.*.*.*)"; \

@@ -7,6 +7,8 @@
 Knows how to find and check them, with ONNX Runtime alone: no torch is needed to serve what is already a graph.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -67,7 +67,10 @@ class WeightsMissing(ExportError):
     """Files of a profile's weights are not there."""
 
     def __init__(self, profile: str, missing: Iterable[Path]) -> None:
-        super().__init__(f"profile {profile!r} needs weights that are not there: {', '.join(map(str, missing))}")
+        super().__init__(
+            f"profile {profile!r} needs weights that are not there: {', '.join(map(str, missing))}. "
+            f"lipserve models status says what is there, lipserve models fetch brings what is not"
+        )
 
 
 class ConfigUnfit(ExportError):

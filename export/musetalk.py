@@ -1,7 +1,7 @@
 """MuseTalk's own networks, version 1 and 1.5, from their weight files; and random ones in the same files.
 
 The architecture is what the configuration files say, so anything laid out like MuseTalk's weights can be served. Knows
-which file becomes which network, and the names that older files have for the same tensor.
+which file becomes which network; how a file is read, and under which names, is known to `checkpoints`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def load(models_dir: Path, profile: str, decoder: str = SD_VAE) -> Networks:
-    """A profile's networks from its weight files, float32. Raises WeightsMissing, ConfigUnfit and what `checkpoints` does."""
+    """A profile's networks from its weight files, float32.
+
+    Raises WeightsMissing, ConfigUnfit, CheckpointUnreadable and StateUnfit.
+    """
     files = parts(models_dir, profile, decoder)
     return Networks(
         profile,

@@ -4,6 +4,7 @@ No Docker runs here: what is checked is that they are well-formed, and that the 
 speak of exist.
 """
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -17,6 +18,10 @@ from dashboards import dashboards, expressions
 from fastapi.testclient import TestClient
 from samples import tone, write_sound
 
+from export import cli
+from export.profiles import DECODERS, UNETS
+from export.repository import TARGETS
+from export.tensorrt import PACKAGE, TRITON_IMAGE
 from lipserve.embedded import EmbeddedTriton
 from lipserve.settings import Settings
 
@@ -136,6 +141,26 @@ def test_images_are_pinned_and_the_export_builds_for_the_triton_that_serves(serv
     for recipe in RECIPES:
         for image in re.findall(r"^FROM (\S+)", recipe.read_text(), re.MULTILINE):
             assert image == "${TRITON_IMAGE}" or re.search(r":\d+\.\d+", image), recipe
+
+
+@needs_compose
+def test_the_export_is_called_with_what_it_takes(services: dict[str, Any]) -> None:
+    command = services["export"]["command"]
+    given = dict(zip(command[::2], command[1::2], strict=True))
+    assert given.keys() == {"--target", "--profile", "--decoder"}
+    assert given["--target"] in TARGETS and given["--profile"] in UNETS and given["--decoder"] in DECODERS
+    mounts = {target(volume) for volume in services["export"]["volumes"]}
+    defaults = inspect.signature(cli.main).parameters
+    folders = {str(Path("/srv/lipserve") / defaults[name].default) for name in ("models_dir", "model_repository")}
+    assert mounts == folders and "WORKDIR /srv/lipserve\n" in recipe_of(services["export"])
+
+
+def test_one_triton_is_named_everywhere() -> None:
+    """Engines run on the TensorRT that built them, and the export refuses any other than this image's."""
+    for file in ("docker-compose.yml", "docs/gpu.md"):
+        assert set(re.findall(r"nvcr\.io/\S+", (ROOT / file).read_text())) == {TRITON_IMAGE}, file
+    for file in ("docs/gpu.md", "benchmarks/gpu.py"):
+        assert set(re.findall(r"tensorrt-cu12==\S+", (ROOT / file).read_text())) == {PACKAGE}, file
 
 
 @needs_compose
