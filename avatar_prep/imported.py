@@ -15,7 +15,6 @@ whole; no other cycle can be played by walking to and fro, and none is taken.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from PIL import Image, UnidentifiedImageError
 from avatar_prep.boxes import Box
 from avatar_prep.masks import mask_region
 from avatar_prep.pickles import read_pickle, read_tensors
-from avatar_prep.prepare import EncodeFaces, Footage, Progress, face_crop, require_faces, write_preview
+from avatar_prep.prepare import About, EncodeFaces, Footage, Progress, face_crop, finish, require_faces
 from avatar_prep.source import Limits, StillPictures
-from lipserve.avatar import REGION, AvatarInfo, sha256, write_info
+from lipserve.avatar import REGION, AvatarInfo, sha256
 from lipserve.colour import U8
 from lipserve.contract import FACE_LATENTS, MAX_FPS, MIN_FPS
 from lipserve.errors import InvalidParameter, NotImportable, VideoTooLarge
@@ -84,25 +83,9 @@ def import_avatar(
         _require_same_vae(footage, regions, material.latents, encode)
     np.save(draft / "latents.npy", material.latents)
     np.save(draft / "regions.npy", regions)
-    info = AvatarInfo(
-        avatar_id=avatar_id,
-        prepared_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        source=folder.resolve().name.encode(errors="replace").decode(),
-        source_sha256=sha256(folder),
-        parameters={"imported_from": "MuseTalk", "version": _version(material.facts)} | _shift(material.facts),
-        weights_id=weights_id,
-        fps=fps,
-        width=footage.size[0],
-        height=footage.size[1],
-        frames=len(regions),
-        frames_without_face=int((~regions["has_face"]).sum()),
-        colour_space=footage.tags.space,
-        colour_primaries=footage.tags.primaries,
-        colour_transfer=footage.tags.transfer,
-    )
-    write_preview(footage.bgr(int(np.argmax(regions["has_face"]))), draft)
-    write_info(draft, info)
-    return info
+    parameters = {"imported_from": "MuseTalk", "version": _version(material.facts)} | _shift(material.facts)
+    about = About(avatar_id, folder.resolve().name, sha256(folder), parameters, weights_id)
+    return finish(draft, about, fps, footage, regions)
 
 
 # -- their files ------------------------------------------------------------------------------------------------------

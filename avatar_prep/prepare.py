@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -102,14 +102,30 @@ def prepare(
     footage = _decode(source, draft, parameters.fps, limits, progress)
     faces = _find_faces(footage, finder, progress)
     regions = _encode_faces(footage, faces, draft, parameters, finder, encode, progress)
+    about = About(avatar_id, source_name or source.name, sha256(source), parameters.model_dump(), weights_id)
+    return finish(draft, about, parameters.fps, footage, regions)
+
+
+class About(NamedTuple):
+    """Where an avatar comes from, as avatar.json keeps it."""
+
+    avatar_id: str
+    source: str
+    source_sha256: str
+    parameters: dict[str, Any]
+    weights_id: str
+
+
+def finish(draft: Path, about: About, fps: int, footage: Footage, regions: NDArray[np.void]) -> AvatarInfo:
+    """Write the preview and, last, avatar.json."""
     info = AvatarInfo(
-        avatar_id=avatar_id,
+        avatar_id=about.avatar_id,
         prepared_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        source=(source_name or source.name).encode(errors="replace").decode(),  # a name on disk may be any bytes
-        source_sha256=sha256(source),
-        parameters=parameters.model_dump(),
-        weights_id=weights_id,
-        fps=parameters.fps,
+        source=about.source.encode(errors="replace").decode(),  # a name on disk may be any bytes
+        source_sha256=about.source_sha256,
+        parameters=about.parameters,
+        weights_id=about.weights_id,
+        fps=fps,
         width=footage.size[0],
         height=footage.size[1],
         frames=len(regions),
