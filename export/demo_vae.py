@@ -3,11 +3,15 @@
 On a CPU a convolution costs by the pixel, so nothing is convolved at the full 256 pixels: the first and the last layer
 trade 2 × 2 pixels for channels. Five times the parameters of an `AutoencoderTiny` of 16 channels at four fifths of its
 time. Built of diffusers' blocks, held by its `AutoencoderTiny`.
+
+The mean colour of each 8 × 8 pixels goes past the network: three latents begin as it, and the picture begins as those
+three enlarged. A small VAE left to itself keeps light and dark and lets hues go (see docs/decisions/0008).
 """
 
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lipserve import contract
 
@@ -15,11 +19,13 @@ WIDTHS = (16, 32, 64)  # channels at 128, 64 and 32 pixels
 BLOCKS = (2, 2, 3)  # residual blocks at each
 FOLD = 2  # pixels of a picture's side that become channels
 FOLDED = 3 * FOLD * FOLD  # channels of a picture folded so
+CELL = contract.FACE_SIZE // contract.LATENT_SIZE  # pixels of a latent's side
+COLOURS = 3  # the first latents, which begin as RGB
 
 LATENT_REACH = 3.0  # latents beyond this add nothing, as in TAESD
 RESIDUAL_GAIN = 0.5  # of the last convolution of an untrained block, so that a chain of blocks does not grow
 LATENT_GAIN = 0.2  # of the last convolution of an untrained encoder, so that latents are of the order of 1
-PICTURE_GAIN = 0.1  # of the last convolution of an untrained decoder: about 40 levels of noise around mid grey
+PICTURE_GAIN = 0.1  # of the last convolution of an untrained decoder: about 40 levels of noise around the colours
 
 
 class Encoder(nn.Module):
@@ -39,7 +45,8 @@ class Encoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Latents of pictures, of any range."""
-        latents: Tensor = self.last(self.layers(pictures))
+        colours = functional.pad(functional.avg_pool2d(pictures, CELL), (0, 0, 0, 0, 0, contract.LATENT_CHANNELS - COLOURS))
+        latents: Tensor = self.last(self.layers(pictures)) + colours
         return latents
 
 
@@ -65,7 +72,8 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Pictures of latents; zero is mid grey."""
         bounded = (latents / LATENT_REACH).tanh() * LATENT_REACH
-        pictures: Tensor = self.unfold(self.last(self.layers(bounded)))
+        colours = functional.interpolate(latents[:, :COLOURS], scale_factor=float(CELL), mode="bilinear")
+        pictures: Tensor = self.unfold(self.last(self.layers(bounded))) + colours
         return pictures
 
 

@@ -10,6 +10,8 @@ import ctypes
 import json
 import subprocess
 import sys
+import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from lipserve.contract import SAMPLE_RATE
 SYNTHESISER = Path(__file__).with_name("synthesiser.py")
 TIMEOUT = 60.0  # seconds for one utterance
 PAUSE = ""  # symbol of a pause
+
+_thread = threading.local()
 
 
 class SpeechUnavailable(Exception):
@@ -64,7 +68,8 @@ def speak(text: str, voice: str = "en-gb", speed: int = 150, pitch: int = 50, va
     450; `pitch`: 0 to 100; `variant`: the definition, as in eSpeak's own files, of the variant INVENTED in `voice`.
     Raises SpeechUnavailable.
     """
-    request = json.dumps({"text": text, "voice": voice, "speed": speed, "pitch": pitch, "variant": variant})
+    how = {"voice": voice, "speed": speed, "pitch": pitch, "variant": variant, "folder": _own_folder()}
+    request = json.dumps({"text": text} | how)
     command = [sys.executable, "-S", "-E", str(SYNTHESISER)]
     try:
         done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=TIMEOUT)
@@ -82,6 +87,13 @@ def speak(text: str, voice: str = "en-gb", speed: int = 150, pitch: int = 50, va
     phones = _intervals(sounds, wave.size / said["rate"])
     resampled = librosa.resample(wave, orig_sr=said["rate"], target_sr=SAMPLE_RATE, res_type="soxr_hq")
     return Speech(np.asarray(resampled, np.float32), phones)
+
+
+def _own_folder() -> str:
+    """This thread's, for eSpeak's data with an invented voice: its hundreds of links cost more than the speech."""
+    if not hasattr(_thread, "folder"):
+        _thread.folder = tempfile.TemporaryDirectory(prefix="lipserve-voice-")
+    return str(_thread.folder.name)
 
 
 def is_switch(symbol: str) -> bool:

@@ -10,7 +10,6 @@ Output: one line of JSON {"rate": Hz, "phones": [[symbol, first sample], …]}, 
 import ctypes
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 LIBRARY = "libespeak-ng.so.1"
@@ -72,33 +71,36 @@ def identifier(library: ctypes.CDLL, language: str) -> str:
 
 
 def with_variant(library: ctypes.CDLL, folder: Path, variant: str) -> bytes:
-    """A copy of eSpeak's data, by links, in which the voice variant INVENTED exists; returns where it lies."""
-    where = ctypes.c_char_p()
-    library.espeak_Info(ctypes.byref(where))
-    data = Path((where.value or b"").decode())
+    """A copy of eSpeak's data, by links, in which the voice variant INVENTED exists; returns where it lies. The links
+    of an earlier call are kept.
+    """
     own = folder / "espeak-ng-data"
-    for level in (Path(), Path("voices"), Path("voices/!v")):
-        (own / level).mkdir()
-        for entry in (data / level).iterdir():
-            if level / entry.name not in (Path("voices"), Path("voices/!v")):
-                (own / level / entry.name).symlink_to(entry)
+    if not own.is_dir():
+        where = ctypes.c_char_p()
+        library.espeak_Info(ctypes.byref(where))
+        data = Path((where.value or b"").decode())
+        for level in (Path(), Path("voices"), Path("voices/!v")):
+            (own / level).mkdir()
+            for entry in (data / level).iterdir():
+                if level / entry.name not in (Path("voices"), Path("voices/!v")):
+                    (own / level / entry.name).symlink_to(entry)
     (own / "voices/!v" / INVENTED).write_text(variant)
     return str(folder).encode()
 
 
 def synthesise(
-    text: str, voice: str, speed: int, pitch: int, variant: str | None = None
+    text: str, voice: str, speed: int, pitch: int, folder: str, variant: str | None = None
 ) -> tuple[int, list[tuple[str, int]], bytes]:
     """Sampling rate, (IPA symbol, first sample) of every phoneme and pause, and the samples as int16.
 
-    `variant`: what stands in a file of eSpeak's `voices/!v`; it is then the one that the voice names INVENTED.
+    `variant`: what stands in a file of eSpeak's `voices/!v`; it is then the one that the voice names INVENTED, and
+    `folder`, which no other call uses at the time, receives eSpeak's data with it.
     """
-    with tempfile.TemporaryDirectory(prefix="lipserve-voice-") as folder:
-        library = ctypes.CDLL(LIBRARY)
-        if variant is None:
-            return _synthesise(library, None, text, voice, speed, pitch)
-        library.espeak_Initialize(SYNCHRONOUS, 0, None, DONT_EXIT)
-        return _synthesise(library, with_variant(library, Path(folder), variant), text, voice, speed, pitch)
+    library = ctypes.CDLL(LIBRARY)
+    if variant is None:
+        return _synthesise(library, None, text, voice, speed, pitch)
+    library.espeak_Initialize(SYNCHRONOUS, 0, None, DONT_EXIT)
+    return _synthesise(library, with_variant(library, Path(folder), variant), text, voice, speed, pitch)
 
 
 def _synthesise(

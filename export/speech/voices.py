@@ -49,7 +49,7 @@ def invented(rng: np.random.Generator) -> Manner:
     """Anyone that eSpeak could be: formants, pitch, breath and roughness at random, so that no voice is far from all.
 
     Fields as eSpeak NG's docs/voices.md has them: a formant's frequency, height and width in percent of the language's
-    own; klatt, another synthesiser, 1 to 5.
+    own; klatt, another synthesiser, 1 to 5; tone, loudness over frequency; stressAdd, what stress does to length.
     """
     scale = float(np.exp(rng.uniform(np.log(0.8), np.log(1.4))))
     low = rng.uniform(70, 190)
@@ -60,18 +60,25 @@ def invented(rng: np.random.Generator) -> Manner:
         f"pitch {low:.0f} {low * rng.uniform(1.15, 1.6):.0f}",
         f"flutter {rng.integers(0, 12)}",
         f"roughness {rng.integers(0, 4)}",
-        f"voicing {rng.uniform(50, 120):.0f}",
-        f"consonants {rng.uniform(50, 130):.0f} {rng.uniform(40, 130):.0f}",
+        f"voicing {np.exp(rng.uniform(np.log(30), np.log(170))):.0f}",
+        f"consonants {rng.uniform(30, 140):.0f} {rng.uniform(20, 140):.0f}",
     ]
     for formant in range(9):
-        spread = 0.1 if formant < 4 else 0.2
+        spread = 0.14 if formant < 4 else 0.25
         frequency = 100 * scale * np.exp(rng.uniform(-spread, spread))
         lines.append(f"formant {formant} {frequency:.0f} {rng.uniform(60, 150):.0f} {rng.uniform(80, 170):.0f}")
-    if rng.random() < 0.25:
+    if rng.random() < 0.35:
         lines.append(f"klatt {rng.integers(1, 6)}")
+    if rng.random() < 0.3:
+        corners = np.cumsum(rng.uniform(80, 1200, 4))
+        lines.append("tone " + " ".join(f"{corner:.0f} {rng.integers(20, 256)}" for corner in corners))
+    if rng.random() < 0.3:
+        lines.append(f"intonation {rng.integers(1, 5)}")
+    if rng.random() < 0.3:
+        lines.append(f"stressAdd {' '.join(str(longer) for longer in rng.integers(-20, 120, 8))}")
     if rng.random() < 0.3:
         lines.append(f"echo {rng.uniform(20, 140):.0f} {rng.uniform(10, 50):.0f}")
     if rng.random() < 0.3:
-        lines.append(f"breath 0 {' '.join(str(level) for level in rng.integers(1, 8, 7))}")
+        lines.append(f"breath 0 {' '.join(str(level) for level in rng.integers(1, 12, 7))}")
     how = manner(rng)
     return Manner(f"{how.language}+{INVENTED}", how.speed, how.pitch, "\n".join(lines) + "\n")

@@ -15,16 +15,18 @@
     pixels.py      pictures as tensors, and how far apart two are
     pipeline.py    the stages in order, and how much of everything
 
-Time, as the bundled weights were trained: two cores of an AMD EPYC (AVX-512, bfloat16), stages side by side and with
-other work on the machine:
+With `--start models/demo` the networks begin with the bundled weights, and take half the steps at half the rate.
 
-    speech      5500 utterances, 5 h of sound                              10 min
-    faces       304 identities, 18 240 pictures                            30 min
-    vae         3500 steps of 8 squares, one core                          20 min
-    audio       3700 steps of 2 × 30 s                                     35 min
-    latents     21 280 encodings, one core                                  8 min
-    windows     3 recordings of 7800 utterances                             4 min
-    unet        2700 steps of 16 faces, the last quarter in pixels         25 min
+Time, as the bundled weights were last trained, with `--start`: two cores of an AMD EPYC (AVX-512, bfloat16), stages side
+by side and with much other work on the machine:
+
+    speech      10 640 utterances, 10 h of sound                           20 min
+    faces       184 identities, 11 040 pictures, one core                  30 min
+    vae         1750 steps of 8 squares, one core                          23 min
+    audio       1850 steps of 2 × 30 s, one core                           45 min
+    latents     12 880 encodings, one core                                  6 min
+    windows     3 recordings of 8000 moments' utterances, one core         16 min
+    unet        1350 steps of 16 faces, the last quarter in pixels         20 min
 
 A GPU is used if torch has one (not measured): pictures and sound are then still drawn on CPU cores, which takes some 10
 minutes for the audio stage, whose segments need 0.15 s each. Importing this package imports no torch.

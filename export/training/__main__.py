@@ -22,6 +22,9 @@ def main(
     face_models: Annotated[Path, typer.Option(help="MediaPipe's networks, from `lipserve setup`.")] = Path(
         "models/faces"
     ),
+    start: Annotated[
+        Path | None, typer.Option(help="Graphs that the networks begin with, like models/demo's; else random.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     tiny: Annotated[bool, typer.Option("--tiny", help="A few samples and steps, to see that it runs.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that render and synthesise.")] = 2,
@@ -38,7 +41,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     sizes = pipeline.TINY if tiny else pipeline.Sizes()
-    shop = pipeline.Workshop(folder, seed, sizes, face_models, workers)
+    shop = pipeline.Workshop(folder, seed, sizes, face_models, workers, start)
     try:
         for name in STAGES if stage == "all" else (stage,):
             console.rule(name)

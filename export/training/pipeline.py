@@ -7,8 +7,9 @@ after being killed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ AUDIO = Plan(steps=3700, rate=2e-3, warm_up=100, evaluate_every=100)
 UNET = Plan(steps=2700, rate=1.2e-3, warm_up=200, evaluate_every=250, rates={"decoder": 0.3})
 
 
+FURTHER_STEPS, FURTHER_RATE = 0.5, 0.5  # of a plan's, for a network that begins with trained weights
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything. Counts are of the training split, then of validation."""
 
-    utterances: tuple[int, int] = (5300, 200)
-    identities: tuple[int, int] = (280, 24)
+    utterances: tuple[int, int] = (10400, 240)
+    identities: tuple[int, int] = (160, 24)
     vae: Plan = VAE
     vae_batch: int = 8
     audio: Plan = AUDIO
@@ -54,13 +58,18 @@ TINY = Sizes(
 
 @dataclass(frozen=True)
 class Workshop:
-    """One training: where it lies, its seed and its size. `face_models`: the folder of MediaPipe's two networks."""
+    """One training: where it lies, its seed and its size.
+
+    `face_models`: the folder of MediaPipe's two networks; `start`: graphs that the networks begin with, instead of
+    with random weights
+    """
 
     folder: Path
     seed: int = 0
     sizes: Sizes = field(default_factory=Sizes)
     face_models: Path = Path("models/faces")
     workers: int = 2
+    start: Path | None = None
 
     def speech(self) -> None:
         """Synthesise both splits."""
@@ -77,11 +86,11 @@ class Workshop:
 
     def vae(self) -> Run[Any]:
         """The first stage, ready to train."""
-        return self._vae(demo.build(self.seed))
+        return self._vae(self._begun())
 
     def audio(self) -> Run[Any]:
         """The second stage, ready to train."""
-        return self._audio(demo.build(self.seed))
+        return self._audio(self._begun())
 
     def latents(self) -> None:
         """The encoder's latents of all faces."""
@@ -104,7 +113,7 @@ class Workshop:
 
     def unet(self) -> Run[Any]:
         """The third stage, ready to train on the results of the others."""
-        return self._unet(demo.build(self.seed))
+        return self._unet(self._begun())
 
     def pack(self, out: Path) -> dict[str, Any]:
         """Write the graphs with the averaged weights of all stages and `training.json`; returns what that says."""
@@ -125,22 +134,34 @@ class Workshop:
         (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
         return report
 
+    def _begun(self) -> Networks:
+        """Networks as training finds them. A checkpoint, if there is one, replaces what they hold."""
+        networks = demo.build(self.seed)
+        if self.start is not None:
+            weights.load(networks, self.start)
+        return networks
+
     def _vae(self, networks: Networks) -> Run[Any]:
         from export.training.vae import VaeStage
 
-        return self._run(VaeStage(networks.vae, self.folder, self.sizes.vae_batch), self.sizes.vae)
+        return self._run(VaeStage(networks.vae, self.folder, self.sizes.vae_batch), self._plan(self.sizes.vae))
 
     def _audio(self, networks: Networks) -> Run[Any]:
         from export.training.audio import AudioStage
 
-        return self._run(AudioStage(networks.audio_encoder, self.folder, self.sizes.audio_batch), self.sizes.audio)
+        return self._run(AudioStage(networks.audio_encoder, self.folder, self.sizes.audio_batch), self._plan(self.sizes.audio))
 
     def _unet(self, networks: Networks) -> Run[Any]:
         from export.training.unet import UNetStage
 
         self._vae(networks).use_average()
-        stage = UNetStage(networks.unet, networks.vae, self.folder, self.sizes.unet_batch, self.sizes.unet.steps)
-        return self._run(stage, self.sizes.unet)
+        plan = self._plan(self.sizes.unet)
+        return self._run(UNetStage(networks.unet, networks.vae, self.folder, self.sizes.unet_batch, plan.steps), plan)
+
+    def _plan(self, plan: Plan) -> Plan:
+        if self.start is None:
+            return plan
+        return replace(plan, steps=math.ceil(plan.steps * FURTHER_STEPS), rate=plan.rate * FURTHER_RATE)
 
     def _run(self, stage: Any, plan: Plan) -> Run[Any]:
         return Run(stage, plan, self.folder / "runs", self.seed)

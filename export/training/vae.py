@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from export.training.faces import Faces
 from export.training.loop import device
-from export.training.pixels import lip_weights, picture_loss, psnr, to_rgb
+from export.training.pixels import colour_error, lip_weights, picture_loss, psnr, to_rgb
 from lipserve.contract import FACE_SIZE, MASKED_FROM_ROW
 
 U8 = NDArray[np.uint8]
@@ -84,7 +84,11 @@ class VaeStage:
         parts = target.chunk(VALIDATION // 8)
         decoded = torch.cat([self.vae.decode(self.vae.encode(part).latents).sample for part in parts])
         everywhere = torch.ones_like(weights)
-        return {"psnr": psnr(decoded, target, everywhere), "psnr_lips": psnr(decoded, target, weights)}
+        return {
+            "psnr": psnr(decoded, target, everywhere),
+            "psnr_lips": psnr(decoded, target, weights),
+            "colour": colour_error(decoded, target),
+        }
 
 
 def pictures(faces: Faces, count: int, rng: np.random.Generator, evaluation: bool = False) -> Pictures:
