@@ -25,10 +25,10 @@ from avatar_prep.prepare import checked_parameters
 from gateway.audio import frame_count, speech
 from gateway.blend import blend
 from gateway.engine import Engine, SyncRequest
-from gateway.features import AudioEncoder, Padding, prompts
+from gateway.features import AudioEncoder, Padding, Prompts
 from gateway.triton import PendingFaces
 from lipserve.avatar import Avatar
-from lipserve.contract import FACES
+from lipserve.contract import FACES, SAMPLE_RATE
 from lipserve.embedded import EmbeddedTriton
 from lipserve.media import Mp4Writer, Sound, read_sound
 from lipserve.settings import Settings
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         info = engine.prepare(args.video, "bench", checked_parameters({}))
         avatar = engine.avatars.get("bench")
         write_sound(audio, sound)
-        result |= {"size": f"{info.width}x{info.height}", "frames": frame_count(speech(sound), info.fps)}
+        result |= {"size": f"{info.width}x{info.height}", "frames": frame_count(speech(sound).size, info.fps)}
         stages = host_stages(settings, avatar, sound, scratch)
         ensemble = ensemble_fps(engine, avatar, args.batch_size)
         one = service_fps(engine, audio, scratch, args.batch_size, clients=1)
@@ -98,7 +98,7 @@ def host_stages(settings: Settings, avatar: Avatar, sound: Sound, scratch: Path)
     """Wall and CPU milliseconds per output frame of each host stage, alone, without Triton at work."""
     fps = avatar.info.fps
     waveform = speech(sound)
-    frames = frame_count(waveform, fps)
+    frames = frame_count(waveform.size, fps)
     encoder = AudioEncoder(settings.models_dir / settings.profile / "audio_encoder.onnx", settings.audio_threads)
     encoder.warm_up()
     face = np.random.default_rng(0).integers(0, 256, FACES.shape, np.uint8)
@@ -106,7 +106,7 @@ def host_stages(settings: Settings, avatar: Avatar, sound: Sound, scratch: Path)
     pictures = [blend(avatar, index, face) for index in indices[: min(frames, 100)]]
 
     def features() -> None:
-        heard = prompts(waveform, fps, Padding(), encoder.hidden_states)
+        heard = Prompts(Sound(waveform[None], SAMPLE_RATE), fps, Padding(), encoder.hidden_states)
         for start in range(0, frames, 8):
             heard.batch(start, min(start + 8, frames))
 

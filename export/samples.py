@@ -18,8 +18,9 @@ from export.gate import Reference, require_headroom
 from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
 from export.portrait import BUNDLED, Mouth, Portrait
-from gateway.features import Padding, log_mel, prompts
+from gateway.features import Padding, Prompts, log_mel
 from lipserve import contract
+from lipserve.media import Sound
 
 FRAMES = 4
 PITCH = 120.0  # Hz
@@ -59,7 +60,7 @@ def reference(networks: Networks) -> Reference:
             return states
 
         pictures = crops()
-        features = prompts(voice(), 25, Padding(), encode).batch(FRAMES, 2 * FRAMES)
+        features = Prompts(Sound(voice()[None], contract.SAMPLE_RATE), 25, Padding(), encode).batch(FRAMES, 2 * FRAMES)
         face_latents = FaceEncoder(networks.vae)(torch.from_numpy(pictures))
         step, decode = UNetStep(networks.unet), FaceDecoder(decoder)
         # one frame at a time: the VAE's decoder takes a gigabyte for four

@@ -6,7 +6,8 @@ job asks `cancelled` between its steps and ends with Cancelled when it is set.
 
 from collections import deque
 from collections.abc import Generator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -15,10 +16,10 @@ from avatar_prep.faces import FaceFinder
 from avatar_prep.imported import import_avatar
 from avatar_prep.prepare import Parameters, Progress, prepare
 from avatar_prep.source import Limits
-from gateway.audio import frame_count, playable, speech
+from gateway.audio import frame_count, recorded
 from gateway.avatars import AvatarCache
 from gateway.blend import blend
-from gateway.features import AudioEncoder, Padding, Prompts, prompts
+from gateway.features import AudioEncoder, Padding, Prompts
 from gateway.metrics import Metrics
 from gateway.timing import Stopwatch
 from gateway.triton import PendingFaces, TritonClient
@@ -34,7 +35,7 @@ from lipserve.errors import (
     TritonFailed,
 )
 from lipserve.fetch import FACE_MODELS
-from lipserve.media import Mp4Writer, Sound, read_sound
+from lipserve.media import Mp4Writer, Samples
 from lipserve.settings import Settings
 from lipserve.store import AvatarStore
 
@@ -79,11 +80,13 @@ class Engine:
         self.avatars = AvatarCache(self.store, settings.avatar_cache, metrics)
         self.triton = TritonClient(triton_url, settings.triton_timeout, metrics)
         file = settings.models_dir / settings.profile / "audio_encoder.onnx"
-        self._encoder = AudioEncoder(file, settings.audio_threads)
+        self._encoder = AudioEncoder(file, settings.audio_threads, settings.feature_cache, metrics.segment_looked_up)
+        self._listeners = ThreadPoolExecutor(settings.max_concurrent_syncs, thread_name_prefix="listen")
         self._face_models = settings.models_dir / FACE_MODELS.folder
         FaceFinder(self._face_models)  # so that missing files are found out at start-up
 
     def close(self) -> None:
+        self._listeners.shutdown(cancel_futures=True)
         self.triton.close()
 
     def warm_up(self) -> None:
@@ -176,20 +179,16 @@ class Engine:
         queued = watch.total
         avatar = self._open(request.avatar_id)
         fps = request.fps or avatar.info.fps
-        with watch.stage("audio"):
-            sound = read_sound(audio, self._settings.max_audio_seconds)
-            waveform = speech(sound)
-            frames = frame_count(waveform, fps)
-        with watch.stage("features"):
-            heard = prompts(
-                waveform, fps, request.padding, self._encoder.hidden_states, lambda: _require_wanted(cancelled)
-            )
         draft = output.with_name(f".{output.name}.part")
         try:
-            with (
-                self._writer(draft, avatar, fps, playable(sound)) as video,
-                closing(self._faces(avatar, heard, frames, request.batch_size, watch)) as faces,
-            ):
+            with ExitStack() as stack:
+                with watch.stage("audio"):
+                    sound = stack.enter_context(recorded(audio, self._settings.max_audio_seconds, output.parent))
+                    frames = frame_count(sound.heard.length, fps)
+                heard = Prompts(sound.heard, fps, request.padding, self._encoder.hidden_states, self._listeners)
+                stack.enter_context(closing(heard))
+                video = stack.enter_context(self._writer(draft, avatar, fps, sound.played))
+                faces = stack.enter_context(closing(self._faces(avatar, heard, frames, request.batch_size, watch)))
                 for index, face in faces:
                     _require_wanted(cancelled)
                     with watch.stage("blend"):
@@ -200,13 +199,14 @@ class Engine:
                     progress("render", video.frames, frames)
                 with watch.stage("finish"):
                     video.finish()
+                seconds = sound.played.seconds
             draft.replace(output)
             self._metrics.frame_rate.observe(frames / (watch.total - queued))
         finally:
             draft.unlink(missing_ok=True)
-        return SyncResult(frames, fps, sound.seconds)
+        return SyncResult(frames, fps, seconds)
 
-    def _writer(self, file: Path, avatar: Avatar, fps: int, sound: Sound) -> Mp4Writer:
+    def _writer(self, file: Path, avatar: Avatar, fps: int, sound: Samples) -> Mp4Writer:
         s, info = self._settings, avatar.info
         size = (info.width, info.height)
         return Mp4Writer(file, size, fps, sound, info.tags, s.video_preset, s.video_crf, s.video_threads)
@@ -245,7 +245,9 @@ class Engine:
             if start is not None:
                 stop = min(start + batch_size, frames)
                 indices = [avatar.index(frame, heard.fps) for frame in range(start, stop)]
-                pending.append((indices, self.triton.submit(heard.batch(start, stop), avatar.latents[indices])))
+                with watch.stage("features"):
+                    features = heard.batch(start, stop)
+                pending.append((indices, self.triton.submit(features, avatar.latents[indices])))
 
         try:
             for _ in range(self._settings.batches_in_flight):

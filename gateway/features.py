@@ -4,10 +4,15 @@ The numbers are Whisper's (`whisper/audio.py`) and MuseTalk's (`musetalk/utils/a
 context: theirs shrinks and shifts with the frame rate, here a frame sees the same 4 states before it at every rate.
 """
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import librosa
 import numpy as np
@@ -26,13 +31,17 @@ from lipserve.contract import (
     N_MELS,
     SAMPLE_RATE,
     SEGMENT_SAMPLES,
+    SEGMENT_STATES,
     STATES_PER_FRAME,
     STATES_PER_SECOND,
     WEIGHTS_ID,
 )
 from lipserve.errors import InvalidParameter, ModelsMissing
+from lipserve.media import Samples
 
+F16 = NDArray[np.float16]
 F32 = NDArray[np.float32]
+States = NDArray[np.floating[Any]]  # (1500, 5, 384)
 
 
 @cache
@@ -54,9 +63,14 @@ def log_mel(segment: F32) -> F32:
 
 
 class AudioEncoder:
-    """Whisper's encoder in ONNX Runtime; loads once, runs from any thread."""
+    """Whisper's encoder in ONNX Runtime; loads once, runs from any thread, and knows the last segments again.
 
-    def __init__(self, file: Path, threads: int) -> None:
+    `kept`: segments whose states are kept, 5.8 MB each; `looked_up`: told of each segment whether it was known.
+    """
+
+    def __init__(
+        self, file: Path, threads: int, kept: int = 0, looked_up: Callable[[bool], None] = lambda known: None
+    ) -> None:
         if not file.is_file():
             raise ModelsMissing(
                 f"The audio encoder {file} is not there.",
@@ -67,11 +81,28 @@ class AudioEncoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self.weights_id: str = self._session.get_modelmeta().custom_metadata_map.get(WEIGHTS_ID, "")
+        self._kept, self._looked_up = kept, looked_up
+        self._known: OrderedDict[bytes, F16] = OrderedDict()
+        self._lock = Lock()
 
-    def hidden_states(self, segment: F32) -> F32:
-        """float32 (1500, 5, 384): all five hidden states of one segment of at most 30 s, 50 per second."""
+    def hidden_states(self, segment: F32) -> F16:
+        """float16 (1500, 5, 384), read-only: all five hidden states of one segment of at most 30 s, 50 per second."""
+        digest = hashlib.sha256(np.ascontiguousarray(segment).data).digest()
+        with self._lock:
+            known = self._known.get(digest)
+            if known is not None:
+                self._known.move_to_end(digest)
+        self._looked_up(known is not None)
+        if known is not None:
+            return known
         outputs = self._session.run([HIDDEN_STATES.name], {LOG_MEL.name: log_mel(segment)[None]})
-        return np.asarray(outputs[0][0], np.float32)
+        states = np.asarray(outputs[0][0], np.float16)
+        states.setflags(write=False)
+        with self._lock:
+            self._known[digest] = states
+            while len(self._known) > self._kept:
+                self._known.popitem(last=False)
+        return states
 
     def warm_up(self) -> None:
         self.hidden_states(np.zeros(SAMPLE_RATE, np.float32))
@@ -95,32 +126,63 @@ class Padding:
             )
 
 
-@dataclass(frozen=True)
 class Prompts:
-    """The audio prompts of a whole request, made batch by batch. `states`: float32 (t, 5, 384), padded at both ends."""
+    """The audio prompts of one request, made batch by batch of a sound of any length. One thread at a time.
 
-    states: F32
-    fps: int
-
-    def batch(self, start: int, stop: int) -> NDArray[np.float16]:
-        """float16 (stop − start, 50, 384): frame i sees states floor(i·50/fps) … +10 of the padded sequence."""
-        first = np.arange(start, stop) * STATES_PER_SECOND // self.fps
-        windows = self.states[first[:, None] + np.arange(STATES_PER_FRAME)]
-        return np.asarray(windows.reshape(-1, FEATURES_PER_FRAME, AUDIO_WIDTH), np.float16)
-
-
-def prompts(
-    waveform: F32, fps: int, padding: Padding, encode: Callable[[F32], F32], between: Callable[[], None] = lambda: None
-) -> Prompts:
-    """Prompts of 16 kHz mono speech of any length; `encode` is AudioEncoder.hidden_states, 30 s at a time.
-
-    `between` is called before each segment; what it raises ends the work.
+    Segments of 30 s are encoded when a batch needs them, the one after that meanwhile; those behind are forgotten.
     """
-    segments = []
-    for start in range(0, waveform.size, SEGMENT_SAMPLES):
-        between()
-        segments.append(encode(waveform[start : start + SEGMENT_SAMPLES]))
-    states = np.concatenate(segments)[: waveform.size * STATES_PER_SECOND // SAMPLE_RATE]
-    before = np.zeros((2 * padding.left, N_LAYERS, AUDIO_WIDTH), np.float32)
-    after = np.zeros((STATES_PER_FRAME, N_LAYERS, AUDIO_WIDTH), np.float32)
-    return Prompts(np.concatenate([before, states, after]), fps)
+
+    def __init__(
+        self,
+        sound: Samples,
+        fps: int,
+        padding: Padding,
+        encode: Callable[[F32], States],
+        helper: Executor | None = None,
+    ) -> None:
+        """`sound`: mono, 16 kHz; `encode`: AudioEncoder.hidden_states; `helper` runs it ahead, without one `batch`
+        does it.
+        """
+        self.fps = fps
+        self._sound, self._left, self._encode, self._helper = sound, 2 * padding.left, encode, helper
+        self._states = sound.length * STATES_PER_SECOND // SAMPLE_RATE
+        self._segments = -(-sound.length // SEGMENT_SAMPLES)
+        self._encoded: dict[int, Future[States]] = {}
+
+    def batch(self, start: int, stop: int) -> F16:
+        """float16 (stop − start, 50, 384): frame i sees ten states from floor(i·50/fps) − 2·left on, zeros outside."""
+        first = np.arange(start, stop) * STATES_PER_SECOND // self.fps - self._left
+        low, high = int(first[0]), int(first[-1]) + STATES_PER_FRAME
+        seen = np.zeros((high - low, N_LAYERS, AUDIO_WIDTH), np.float16)
+        begin, end = max(low, 0), min(high, self._states)
+        for number in range(begin // SEGMENT_STATES, -(-end // SEGMENT_STATES)):
+            offset = number * SEGMENT_STATES
+            here = slice(max(begin, offset), min(end, offset + SEGMENT_STATES))
+            states = self._segment(number)
+            seen[here.start - low : here.stop - low] = states[here.start - offset : here.stop - offset]
+        for number in [old for old in self._encoded if old < begin // SEGMENT_STATES]:
+            del self._encoded[number]
+        windows: F16 = seen[(first - low)[:, None] + np.arange(STATES_PER_FRAME)]
+        return windows.reshape(-1, FEATURES_PER_FRAME, AUDIO_WIDTH)
+
+    def _segment(self, number: int) -> States:
+        """The segment's states; with a helper, the next segment is begun too."""
+        ahead = 1 if self._helper is not None else 0
+        for wanted in range(number, min(number + 1 + ahead, self._segments)):
+            if wanted not in self._encoded:
+                start = wanted * SEGMENT_SAMPLES
+                samples = self._sound.block(start, start + SEGMENT_SAMPLES)[0]
+                self._encoded[wanted] = self._begin(samples)
+        return self._encoded[number].result()
+
+    def _begin(self, samples: F32) -> "Future[States]":
+        if self._helper is not None:
+            return self._helper.submit(self._encode, samples)
+        done: Future[States] = Future()
+        done.set_result(self._encode(samples))
+        return done
+
+    def close(self) -> None:
+        """What has not begun is not wanted any more."""
+        for future in self._encoded.values():
+            future.cancel()

@@ -58,6 +58,9 @@ class Metrics:
         self.batches_in_flight = Gauge("lipserve_batches_in_flight", "Batches at Triton now.", registry=registry)
         lookups = Counter("lipserve_avatar_cache_lookups", "Avatars asked of the cache.", ["result"], registry=registry)
         self.cache_hits, self.cache_misses = lookups.labels("hit"), lookups.labels("miss")
+        self._segments = Counter(
+            "lipserve_feature_cache_lookups", "30 s segments of sound to be encoded.", ["result"], registry=registry
+        )
         self._running = Gauge("lipserve_jobs_running", "Calls in a worker now.", ["endpoint"], registry=registry)
         self._waiting = Gauge("lipserve_jobs_waiting", "Calls waiting for a worker.", ["endpoint"], registry=registry)
         for kind in _kinds(LipserveError):  # from the start, so that the first error is an increase too
@@ -77,6 +80,9 @@ class Metrics:
         else:
             outcome = "ok" if status < 400 else "refused" if status < 500 else "failed"
         self._requests.labels(endpoint, outcome).inc()
+
+    def segment_looked_up(self, known: bool) -> None:
+        self._segments.labels("hit" if known else "miss").inc()
 
     def error(self, kind: str) -> None:
         self._errors.labels(kind).inc()

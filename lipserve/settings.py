@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     batches_in_flight: Positive = Field(2, description="Batches of one request that are at Triton at the same time.")
 
     audio_threads: Positive = Field(2, description="ONNX Runtime threads of the audio encoder.")
+    feature_cache: int = Field(8, ge=0, description="Segments of 30 s whose audio features are kept, 5.8 MB each.")
     video_preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = Field(
         "veryfast", description="libx264 preset: slower presets make smaller files."
     )

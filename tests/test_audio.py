@@ -1,14 +1,17 @@
-"""From a decoded sound to speech, to a frame count, and to what AAC can hold."""
+"""From a sound file to speech, to a frame count, and to what AAC can hold."""
+
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soxr
-from samples import tone
+from samples import tone, write_sound
 
-from gateway.audio import PLAYBACK_RATE, frame_count, playable, speech
+from gateway.audio import PLAYBACK_RATE, frame_count, recorded, speech
 from lipserve.contract import SAMPLE_RATE
-from lipserve.errors import AudioTooShort
-from lipserve.media import AAC_RATES, Sound
+from lipserve.errors import AudioTooLong, AudioTooShort
+from lipserve.media import AAC_RATES, Sound, StoredSound, read_sound
 
 
 def test_speech_at_its_own_rate_is_untouched() -> None:
@@ -62,41 +65,99 @@ def test_resampling_lets_nothing_through_that_16_khz_cannot_hold() -> None:
     ],
 )
 def test_frames_are_those_that_are_filled(samples: int, fps: int, frames: int) -> None:
-    waveform = np.zeros(samples, np.float32)
     if frames:
-        assert frame_count(waveform, fps) == frames
+        assert frame_count(samples, fps) == frames
     else:
         with pytest.raises(AudioTooShort):
-            frame_count(waveform, fps)
+            frame_count(samples, fps)
 
 
 @pytest.mark.parametrize(("samples", "said"), [(0, "0 ms"), (639, "40 ms"), (320, "20 ms")])
 def test_less_than_a_frame_is_too_short(samples: int, said: str) -> None:
     with pytest.raises(AudioTooShort) as caught:
-        frame_count(np.zeros(samples, np.float32), 25)
+        frame_count(samples, 25)
     assert caught.value.message == f"The audio lasts {said}, less than one frame at 25 fps."
     assert (caught.value.kind, caught.value.status) == ("audio_too_short", 422)
 
 
-@pytest.mark.parametrize("rate", AAC_RATES)
-def test_what_aac_can_hold_is_played_as_it_is(rate: int) -> None:
-    sound = Sound(tone(0.1, rate, 2), rate)
-    assert playable(sound) is sound
+# -- recordings -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [6000, 12345, 37800, 192_000])
+def record(tmp_path: Path, samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """What is heard and what is played of a WAV, and the rate of that."""
+    with recorded(write_sound(tmp_path / "a.wav", samples, rate), 60, tmp_path) as found:
+        assert (found.heard.rate, found.heard.channels) == (SAMPLE_RATE, 1)
+        heard, played = (part.block(0, part.length) for part in (found.heard, found.played))
+        return heard[0], played, found.played.rate
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 12345])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_other_rates_are_played_at_48_khz(rate: int, channels: int) -> None:
-    found = playable(Sound(tone(1.0, rate, channels), rate))
-    assert found.rate == PLAYBACK_RATE == 48_000
-    assert found.samples.shape == (channels, 48_000)
-    assert found.samples.dtype == np.float32
-    for channel in found.samples:
+def test_what_is_heard_is_the_whole_sounds_speech(tmp_path: Path, rate: int, channels: int) -> None:
+    samples = tone(1.7, rate, channels)
+    heard, _, _ = record(tmp_path, samples, rate)
+    whole = read_sound(tmp_path / "a.wav", 60)
+    assert heard.size == -(-whole.length * SAMPLE_RATE // rate)
+    assert (heard == speech(whole)).all()
+
+
+@pytest.mark.parametrize("rate", AAC_RATES[2:])
+def test_what_aac_can_hold_is_played_as_it_is(tmp_path: Path, rate: int) -> None:
+    _, played, found = record(tmp_path, tone(0.1, rate, 2), rate)
+    whole = read_sound(tmp_path / "a.wav", 60)
+    assert found == whole.rate == min(rate, 48_000)
+    assert np.abs(played - whole.samples).max() <= 0.5 / 32768
+
+
+@pytest.mark.parametrize("rate", [6000, 12345, 37800])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_other_rates_are_played_at_48_khz(tmp_path: Path, rate: int, channels: int) -> None:
+    _, played, found = record(tmp_path, tone(1.0, rate, channels), rate)
+    assert found == PLAYBACK_RATE == 48_000
+    assert played.shape == (channels, 48_000)
+    assert played.dtype == np.float32
+    for channel in played:
         assert np.corrcoef(channel, tone(1.0, 48_000)[0])[0, 1] > 0.999
 
 
-def test_channels_are_resampled_apart() -> None:
+def test_channels_are_resampled_apart(tmp_path: Path) -> None:
     left, right = tone(1.0, 12345)[0], np.zeros(12345, np.float32)
-    found = playable(Sound(np.stack([left, right]), 12345))
-    assert np.abs(found.samples[0]).max() == pytest.approx(0.5, abs=0.01)
-    assert not found.samples[1].any()
+    _, played, _ = record(tmp_path, np.stack([left, right]), 12345)
+    assert np.abs(played[0]).max() == pytest.approx(0.5, abs=0.01)
+    assert not played[1].any()
+
+
+def test_a_recording_leaves_nothing_behind(tmp_path: Path) -> None:
+    file, folder = write_sound(tmp_path / "a.wav", tone(1.0), SAMPLE_RATE), tmp_path / "scratch"
+    folder.mkdir()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with recorded(file, 60, folder) as found:
+        assert list(folder.iterdir()) == []  # so a killed process leaves nothing either
+        assert found.heard.length == SAMPLE_RATE
+    with pytest.raises(AudioTooLong), recorded(file, 0.5, folder):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# -- scratch files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_stored_sound_is_read_back_anywhere(tmp_path: Path, channels: int, exact: bool) -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, (channels, 1000)).astype(np.float32)
+    with closing(StoredSound(tmp_path, channels, 16000, exact)) as stored:
+        for start in range(0, 1000, 300):
+            stored.append(samples[:, start : start + 300])
+        assert (stored.length, stored.seconds) == (1000, 1000 / 16000)
+        for start, stop in ((0, 1000), (250, 650), (990, 2000), (1000, 1100), (0, 0)):
+            found = stored.block(start, stop)
+            assert found.shape == (channels, max(0, min(stop, 1000) - start))
+            assert found.dtype == np.float32
+            assert np.abs(found - samples[:, start:stop]).max(initial=0) <= (0 if exact else 0.5 / 32768 + 1e-9)
+
+
+def test_sixteen_bits_clip(tmp_path: Path) -> None:
+    with closing(StoredSound(tmp_path, 1, 16000)) as stored:
+        stored.append(np.array([[-3.0, -1.0, 1.0, 3.0]], np.float32))
+        assert stored.block(0, 4)[0].tolist() == [-1, -1, 32767 / 32768, 32767 / 32768]

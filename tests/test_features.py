@@ -1,13 +1,15 @@
 """Audio features: the log-mel against a plain DFT, and which states each video frame sees."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 from samples import SPEECH, tone
 
 from gateway.audio import frame_count, speech
-from gateway.features import AudioEncoder, Padding, Prompts, log_mel, prompts
+from gateway.features import AudioEncoder, Padding, Prompts, log_mel
 from lipserve.contract import (
     AUDIO_WIDTH,
     FEATURES_PER_FRAME,
@@ -17,7 +19,7 @@ from lipserve.contract import (
     SEGMENT_STATES,
 )
 from lipserve.errors import InvalidParameter, ModelsMissing
-from lipserve.media import read_sound
+from lipserve.media import Sound, read_sound
 
 # -- log-mel ----------------------------------------------------------------------------------------------------------
 
@@ -90,20 +92,25 @@ def test_the_floor_is_eight_below_the_maximum() -> None:
 
 
 class Numbered:
-    """In the audio encoder's place: state s of all segments holds the number s + 1; 0 is padding."""
+    """In the audio encoder's place, for `sound`: state s of all segments holds the number s + 1; 0 is padding."""
 
     def __init__(self) -> None:
         self.segments: list[int] = []  # samples
 
     def __call__(self, segment: np.ndarray) -> np.ndarray:
-        first = SEGMENT_STATES * len(self.segments)
+        first = SEGMENT_STATES * int(segment[0])
         self.segments.append(segment.size)
         states = np.arange(first + 1, first + SEGMENT_STATES + 1, dtype=np.float32)
         return np.broadcast_to(states[:, None, None], (SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH))
 
 
+def sound(samples: int) -> Sound:
+    """Its samples are the numbers of their segments."""
+    return Sound((np.arange(samples) // SEGMENT_SAMPLES).astype(np.float32)[None], SAMPLE_RATE)
+
+
 def made(seconds: float, fps: int, padding: Padding | None = None) -> Prompts:
-    return prompts(np.zeros(round(seconds * SAMPLE_RATE), np.float32), fps, padding or Padding(), Numbered())
+    return Prompts(sound(round(seconds * SAMPLE_RATE)), fps, padding or Padding(), Numbered())
 
 
 def seen(heard: Prompts, frame: int) -> list[int]:
@@ -179,20 +186,20 @@ def test_states_are_state_major() -> None:
         state, layer = np.meshgrid(np.arange(SEGMENT_STATES), np.arange(N_LAYERS), indexing="ij")
         return np.repeat((10 * state + layer)[:, :, None], AUDIO_WIDTH, axis=2).astype(np.float32)
 
-    (tokens,) = prompts(np.zeros(16000, np.float32), 25, Padding(), encode).batch(4, 5)  # states 4 … 13
+    (tokens,) = Prompts(sound(16000), 25, Padding(), encode).batch(4, 5)  # states 4 … 13
     assert tokens[:, 0].tolist() == [10 * state + layer for state in range(4, 14) for layer in range(5)]
 
 
 @pytest.mark.parametrize("fps", [1, 24, 25, 30, 50, 60])
 @pytest.mark.parametrize("samples", [16000, 16001, 15999, 479_999, 480_000, 480_001, 500_123, 12_345])
 def test_every_frame_of_every_length_has_its_window(fps: int, samples: int) -> None:
-    waveform = np.zeros(samples, np.float32)
-    heard = prompts(waveform, fps, Padding(), Numbered())
-    assert heard.states.shape == (4 + samples * 50 // 16000 + 10, N_LAYERS, AUDIO_WIDTH)
     frames = samples * fps // SAMPLE_RATE
     if frames:
-        assert frame_count(waveform, fps) == frames
-        assert heard.batch(frames - 1, frames).shape == (1, FEATURES_PER_FRAME, AUDIO_WIDTH)
+        assert frame_count(samples, fps) == frames
+        states, last = samples * 50 // 16000, (frames - 1) * 50 // fps
+        expected = range(last - 4, last + 6)
+        found = seen(Prompts(sound(samples), fps, Padding(), Numbered()), frames - 1)
+        assert found == [state if 0 <= state < states else -1 for state in expected]
 
 
 def test_a_batch_is_its_frames_one_after_another() -> None:
@@ -211,53 +218,73 @@ def test_a_batch_is_its_frames_one_after_another() -> None:
     [
         (16000, [16000]),
         (SEGMENT_SAMPLES, [SEGMENT_SAMPLES]),
-        (SEGMENT_SAMPLES + 1, [SEGMENT_SAMPLES, 1]),
+        (SEGMENT_SAMPLES + 1, [SEGMENT_SAMPLES]),  # the one is no state
+        (SEGMENT_SAMPLES + 320, [SEGMENT_SAMPLES, 320]),
         (2 * SEGMENT_SAMPLES, [SEGMENT_SAMPLES] * 2),
         (2 * SEGMENT_SAMPLES + 8000, [SEGMENT_SAMPLES] * 2 + [8000]),
     ],
 )
 def test_a_sound_is_encoded_thirty_seconds_at_a_time(samples: int, segments: list[int]) -> None:
-    encode, pauses = Numbered(), []
-    prompts(np.zeros(samples, np.float32), 25, Padding(), encode, lambda: pauses.append(len(encode.segments)))
+    encode = Numbered()
+    heard = Prompts(sound(samples), 25, Padding(), encode)
+    for start in range(0, samples * 25 // SAMPLE_RATE, 8):
+        heard.batch(start, start + 8)
     assert encode.segments == segments
-    assert pauses == list(range(len(segments)))  # before each
 
 
 def test_segments_are_the_sounds_own_samples() -> None:
-    waveform, heard = np.arange(SEGMENT_SAMPLES + 5, dtype=np.float32), []
+    waveform, heard = np.arange(SEGMENT_SAMPLES + 320, dtype=np.float32), []
 
     def encode(segment: np.ndarray) -> np.ndarray:
         heard.append(segment)
-        return Numbered()(segment)
+        return np.zeros((SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH), np.float32)
 
-    prompts(waveform, 25, Padding(), encode)
+    told = Prompts(Sound(waveform[None], SAMPLE_RATE), 25, Padding(), encode)
+    told.batch(0, 750)
     assert (np.concatenate(heard) == waveform).all()
 
 
-def test_two_segments_are_joined_without_a_seam_and_trimmed() -> None:
-    samples = SEGMENT_SAMPLES + 8000  # 30.5 s: 1525 states
-    heard = prompts(np.zeros(samples, np.float32), 25, Padding(), Numbered())
-    states = heard.states[:, 0, 0]
-    assert states[:4].tolist() == [0] * 4
-    assert states[4:-10].tolist() == list(range(1, 1526))
-    assert states[-10:].tolist() == [0] * 10
+def test_two_segments_are_joined_without_a_seam() -> None:
+    heard = Prompts(sound(SEGMENT_SAMPLES + 8000), 25, Padding(), Numbered())  # 30.5 s: 1525 states
+    for frame in range(740, 762):
+        expected = range(2 * frame - 4, 2 * frame + 6)
+        assert seen(heard, frame) == [state if state < 1525 else -1 for state in expected]
 
 
-def test_a_partial_state_is_trimmed() -> None:
+def test_a_partial_state_is_no_state() -> None:
     for samples, count in ((320, 1), (639, 1), (640, 2)):
-        assert len(prompts(np.zeros(samples, np.float32), 60, Padding(), Numbered()).states) == 4 + count + 10
+        assert seen(Prompts(sound(samples), 60, Padding(), Numbered()), 0)[4:7] == [*range(count), *[-1] * (3 - count)]
 
 
-def test_what_between_raises_ends_the_work() -> None:
+def test_segments_behind_are_forgotten_and_the_next_is_begun_meanwhile() -> None:
     encode = Numbered()
+    with ThreadPoolExecutor(1) as helper:
+        heard = Prompts(sound(5 * SEGMENT_SAMPLES), 25, Padding(), encode, helper)
+        heard.batch(0, 8)
+        heard.batch(8, 16)
+        helper.submit(lambda: None).result()
+        assert len(encode.segments) == 2
+        for start in range(16, 5 * 750, 8):
+            heard.batch(start, min(start + 8, 5 * 750))
+            assert len(heard._encoded) <= 3
+        assert len(encode.segments) == 5
 
-    def between() -> None:
-        if len(encode.segments) == 1:
-            raise RuntimeError("enough")
 
-    with pytest.raises(RuntimeError, match="enough"):
-        prompts(np.zeros(3 * SEGMENT_SAMPLES, np.float32), 25, Padding(), encode, between)
-    assert encode.segments == [SEGMENT_SAMPLES]
+def test_nothing_waits_for_a_long_sound_before_the_first_batch() -> None:
+    """With a helper that never gets to the second segment, the first one's frames are there."""
+    encode, stuck = Numbered(), Event()
+    with ThreadPoolExecutor(1) as helper:
+
+        def slow(segment: np.ndarray) -> np.ndarray:
+            if encode.segments:
+                assert stuck.wait(30)
+            return encode(segment)
+
+        heard = Prompts(sound(20 * SEGMENT_SAMPLES), 25, Padding(), slow, helper)
+        assert heard.batch(0, 700).shape[0] == 700
+        heard.close()
+        stuck.set()
+    assert len(encode.segments) <= 2  # of what was not wanted any more, only what had begun
 
 
 # -- the encoder ------------------------------------------------------------------------------------------------------
@@ -272,10 +299,28 @@ def test_a_missing_encoder_says_how_to_make_it(tmp_path: Path) -> None:
 def test_the_encoder_gives_all_states_and_hears_when_the_sound_is(exported: Path) -> None:
     encoder = AudioEncoder(exported / "models/demo/audio_encoder.onnx", 2)
     assert encoder.weights_id
-    silence = encoder.hidden_states(np.zeros(16000, np.float32))
-    assert silence.shape == (SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH)
-    assert silence.dtype == np.float32
+    found = encoder.hidden_states(np.zeros(16000, np.float32))
+    assert found.shape == (SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH)
+    assert found.dtype == np.float16
     late = np.zeros(10 * SAMPLE_RATE, np.float32)
     late[5 * SAMPLE_RATE : 6 * SAMPLE_RATE] = tone(1.0)[0]
-    change = np.abs(encoder.hidden_states(late) - encoder.hidden_states(np.zeros_like(late)))[:, 0].mean(axis=1)
+    change = np.abs(encoder.hidden_states(late) - encoder.hidden_states(np.zeros_like(late)))[:, 0].mean(
+        axis=1, dtype=np.float32
+    )
     assert 250 <= int(change.argmax()) < 300  # 50 states a second: the first layer changes where the sound is
+
+
+def test_the_same_segment_is_encoded_once(exported: Path) -> None:
+    known: list[bool] = []
+    encoder = AudioEncoder(exported / "models/demo/audio_encoder.onnx", 2, 2, known.append)
+    one, two, three = (tone(seconds)[0] for seconds in (1.0, 2.0, 3.0))
+    first = encoder.hidden_states(one)
+    assert encoder.hidden_states(one.copy()) is first
+    encoder.hidden_states(two)
+    encoder.hidden_states(one)
+    encoder.hidden_states(three)  # the least recently used of three goes: two
+    assert encoder.hidden_states(one) is first
+    encoder.hidden_states(two)
+    assert known == [False, True, False, True, False, True, False]
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 0

@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from samples import FORMATS, facts, write_sound
 
-from gateway.features import Padding, log_mel, prompts
+from gateway.features import Padding, Prompts, log_mel
 from lipserve.media import Sound, VideoReader, read_sound
 from lipserve.settings import Settings
 from lipserve.store import AvatarStore
@@ -84,7 +84,8 @@ def test_mel_and_windows_equal_the_reference(reference: Path, name: str) -> None
     hidden = data["hidden"].astype(np.float32)
     for fps in (25, 30):
         expected = data[f"chunks_fps{fps}"]
-        made = prompts(wave, fps, Padding(), lambda _: np.concatenate([hidden, np.zeros((1500, 5, 384), np.float32)]))
+        padded = np.concatenate([hidden, np.zeros((1500, 5, 384), np.float32)])
+        made = Prompts(Sound(wave[None], 16000), fps, Padding(), lambda _, states=padded: states)
         ours = made.batch(0, len(expected))
         assert ours.shape == expected.shape
         assert np.abs(ours.astype(np.float32) - expected.astype(np.float32)).max() <= np.abs(expected).max() * 2**-10

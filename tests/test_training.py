@@ -25,8 +25,9 @@ from export.training.loop import Plan, Run
 from export.training.pixels import lip_weights, picture_loss, psnr, to_rgb
 from export.training.unet import People, UNetStage
 from export.training.vae import SQUARE, mirrored, pictures
-from gateway.features import Padding, log_mel, prompts
+from gateway.features import Padding, Prompts, log_mel
 from lipserve import contract
+from lipserve.media import Sound
 
 ROOT = Path(__file__).parent.parent
 needs_espeak = pytest.mark.skipif(not espeak.is_available(), reason="needs libespeak-ng: apt-get install espeak-ng")
@@ -163,7 +164,7 @@ def test_mirroring_twice_is_nothing() -> None:
 def test_a_window_is_the_gateways_window() -> None:
     """Frame i of a waveform, at 25 fps, cut out of the same states."""
     states = np.random.default_rng(0).standard_normal((1500, 5, 384)).astype(np.float32)
-    served = prompts(np.zeros(30 * 16000, np.float32), 25, Padding(), lambda _: states)
+    served = Prompts(Sound(np.zeros((1, 30 * 16000), np.float32), 16000), 25, Padding(), lambda _: states)
     for frame in (0, 1, 7, 300, 749):
         part = segments.Placed(0, 0.0, 1.0, Speech(np.zeros(1, np.float32), ()))
         assert np.array_equal(windows.window(states, windows.middle(part, frame)), served.batch(frame, frame + 1)[0])

@@ -6,7 +6,17 @@ second file, and sizes are checked before pictures are decoded. Time is integer:
 """
 
 from lipserve.media.mp4 import AAC_RATES, Mp4Writer
-from lipserve.media.sound import Sound, read_sound
+from lipserve.media.sound import Samples, Sound, SoundReader, StoredSound, read_sound
 from lipserve.media.video import MAX_SIDE, VideoReader
 
-__all__ = ["AAC_RATES", "MAX_SIDE", "Mp4Writer", "Sound", "VideoReader", "read_sound"]
+__all__ = [
+    "AAC_RATES",
+    "MAX_SIDE",
+    "Mp4Writer",
+    "Samples",
+    "Sound",
+    "SoundReader",
+    "StoredSound",
+    "VideoReader",
+    "read_sound",
+]

@@ -10,7 +10,7 @@ from av.video.reformatter import ColorRange
 from typing_extensions import Self
 
 from lipserve.colour import U8, ColourTags
-from lipserve.media.sound import Sound
+from lipserve.media.sound import Samples
 
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 AAC_BIT_RATE = 192_000
@@ -27,7 +27,7 @@ class Mp4Writer:
         path: Path,
         size: tuple[int, int],
         fps: int,
-        sound: Sound | None,
+        sound: Samples | None,
         tags: ColourTags | None = None,
         preset: str = "veryfast",
         crf: int = 18,
@@ -54,7 +54,7 @@ class Mp4Writer:
         if sound is not None:
             if sound.rate not in AAC_RATES:
                 raise ValueError(f"AAC has no sample rate {sound.rate}")
-            layout = "mono" if sound.samples.shape[0] == 1 else "stereo"
+            layout = "mono" if sound.channels == 1 else "stereo"
             audio = self._container.add_stream("aac", rate=sound.rate, layout=layout)
             audio.bit_rate = AAC_BIT_RATE if layout == "stereo" else AAC_BIT_RATE // 2
             audio.codec_context.time_base = Fraction(1, sound.rate)
@@ -77,11 +77,10 @@ class Mp4Writer:
 
     def _send_sound(self, until: int) -> None:
         assert self._sound is not None
-        samples, rate = self._sound.samples, self._sound.rate
-        step = self._audio.codec_context.frame_size
-        until = min(until, samples.shape[1])
+        rate, step = self._sound.rate, self._audio.codec_context.frame_size
+        until = min(until, self._sound.length)
         while self._sent < until:
-            block = np.ascontiguousarray(samples[:, self._sent : self._sent + step])
+            block = np.ascontiguousarray(self._sound.block(self._sent, self._sent + step))
             frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self._audio.layout.name)
             frame.sample_rate = rate
             frame.pts = self._sent
@@ -94,7 +93,7 @@ class Mp4Writer:
         it, too."""
         self._container.mux(self._video.encode(None))
         if self._sound is not None:
-            self._send_sound(until=self._sound.samples.shape[1])
+            self._send_sound(until=self._sound.length)
             self._container.mux(self._audio.encode(None))
         self._finished = True
         self._container.close()
