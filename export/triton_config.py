@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lipserve import contract
+from lipserve.contract import Priority
 
 CPU, ONNX, TENSORRT = "cpu", "onnx", "tensorrt"
 TARGETS = (CPU, ONNX, TENSORRT)
@@ -17,9 +18,6 @@ MAX_QUEUE_DELAY = 5_000  # microseconds a small batch waits for company
 CPU_THREADS = 2  # per model
 INSTANCES = 1  # of each model per GPU: a second one takes its memory again, and the card is busy with one
 
-# Requests say which they are by Triton's priority; an ensemble hands it on to its models.
-LIVE, BATCH = 1, 2
-PRIORITY_LEVELS = 2
 QUEUE_SIZE = 64  # requests of one level, more are refused at once: eight gateways of four requests, two batches each
 BATCH_TIMEOUT = 60_000_000  # microseconds in the queue; the gateway has given up by then
 LIVE_TIMEOUT = 2_000_000  # microseconds; a frame that late is of no use to anyone
@@ -108,10 +106,10 @@ def _batching() -> dict[str, Value]:
     batching: dict[str, Value] = {
         "preferred_batch_size": list(PREFERRED_BATCH_SIZES),
         "max_queue_delay_microseconds": MAX_QUEUE_DELAY,
-        "priority_levels": PRIORITY_LEVELS,
-        "default_priority_level": BATCH,
+        "priority_levels": len(Priority),
+        "default_priority_level": int(Priority.BATCH),
         "default_queue_policy": _queue(BATCH_TIMEOUT),
-        "priority_queue_policy": [{"key": LIVE, "value": _queue(LIVE_TIMEOUT)}],
+        "priority_queue_policy": [{"key": int(Priority.LIVE), "value": _queue(LIVE_TIMEOUT)}],
     }
     return {"dynamic_batching": batching}
 

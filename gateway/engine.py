@@ -25,7 +25,7 @@ from gateway.timing import Stopwatch
 from gateway.triton import PendingFaces, TritonClient
 from lipserve.avatar import Avatar, AvatarInfo
 from lipserve.colour import U8
-from lipserve.contract import MAX_BATCH_SIZE, MAX_FPS, MIN_FPS
+from lipserve.contract import MAX_BATCH_SIZE, MAX_FPS, MIN_FPS, Priority
 from lipserve.errors import (
     AvatarDamaged,
     AvatarNotFound,
@@ -75,6 +75,7 @@ class Engine:
     def __init__(self, settings: Settings, triton_url: str, metrics: Metrics | None = None) -> None:
         """Loads the audio encoder; does not need Triton yet. Raises ModelsMissing."""
         self._settings = settings
+        self._priority = Priority[settings.priority.upper()]
         self._metrics = metrics = metrics or Metrics()
         self.store = AvatarStore(settings.avatars_dir)
         self.avatars = AvatarCache(self.store, settings.avatar_cache, metrics)
@@ -247,7 +248,7 @@ class Engine:
                 indices = [avatar.index(frame, heard.fps) for frame in range(start, stop)]
                 with watch.stage("features"):
                     features = heard.batch(start, stop)
-                pending.append((indices, self.triton.submit(features, avatar.latents[indices])))
+                pending.append((indices, self.triton.submit(features, avatar.latents[indices], self._priority)))
 
         try:
             for _ in range(self._settings.batches_in_flight):

@@ -22,9 +22,10 @@ from lipserve.contract import (
     VAE_ENCODER,
     WEIGHTS_ID,
     Model,
+    Priority,
     Tensor,
 )
-from lipserve.errors import Cancelled, TritonFailed, TritonUnavailable
+from lipserve.errors import Cancelled, ServiceBusy, TritonFailed, TritonUnavailable
 
 # A server that comes back is found within a second, not after gRPC's usual two minutes.
 CHANNEL_ARGUMENTS = [
@@ -36,6 +37,10 @@ CHANNEL_ARGUMENTS = [
 ]
 CONTROL_TIMEOUT = 5.0  # seconds, for questions that need no computing
 _GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+_QUEUE_FULL = (
+    "Request timeout expired",
+    "Exceeds maximum queue size",
+)  # Triton's words; the status is UNAVAILABLE, too
 
 
 class TritonClient:
@@ -64,18 +69,27 @@ class TritonClient:
         return str(config.parameters[WEIGHTS_ID].string_value)
 
     def encode_faces(self, crops: U8) -> NDArray[np.float16]:
-        """uint8 (n, 256, 256, 3) BGR to float16 (n, 8, 32, 32). Raises TritonUnavailable or TritonFailed."""
+        """uint8 (n, 256, 256, 3) BGR to float16 (n, 8, 32, 32).
+
+        Raises TritonUnavailable, ServiceBusy or TritonFailed.
+        """
         with self._translated():
             result = self._client.infer(
                 VAE_ENCODER.name,
                 _inputs(VAE_ENCODER, {CROPS: crops}),
                 outputs=_outputs(VAE_ENCODER),
+                priority=Priority.BATCH,
                 client_timeout=self._timeout,
             )
         return np.asarray(result.as_numpy(FACE_LATENTS.name), np.float16)
 
-    def submit(self, features: NDArray[np.float16], latents: NDArray[np.float16]) -> "PendingFaces":
-        """Sends a batch to the ensemble and returns at once. (n, 50, 384) and (n, 8, 32, 32)."""
+    def submit(
+        self, features: NDArray[np.float16], latents: NDArray[np.float16], priority: Priority = Priority.BATCH
+    ) -> "PendingFaces":
+        """Sends a batch to the ensemble and returns at once. (n, 50, 384) and (n, 8, 32, 32).
+
+        A server whose models have no levels of priority takes no notice of it.
+        """
         future: Future[Any] = Future()
 
         def done(result: Any, error: InferenceServerException | None) -> None:
@@ -90,6 +104,7 @@ class TritonClient:
                 _inputs(LIPSYNC, {AUDIO_FEATURES: features, FACE_LATENTS: latents}),
                 callback=done,
                 outputs=_outputs(LIPSYNC),
+                priority=priority,
                 client_timeout=self._timeout,
             )
         self._metrics.batches_in_flight.inc()
@@ -109,6 +124,8 @@ class TritonClient:
             status = str(exc.status())
             if "CANCELLED" in status and "Locally cancelled" in str(exc.message()):
                 raise Cancelled("The request was cancelled.") from exc
+            if any(words in str(exc.message()) for words in _QUEUE_FULL):
+                raise ServiceBusy("Triton's queue is too long.", "Try again in a few seconds.") from exc
             if any(name in status for name in _GONE) or "unavailable" in str(exc.message()).lower():
                 raise TritonUnavailable(
                     f"Triton at {self.url} does not answer.", "Try again in a few seconds; is the server running?"
@@ -125,7 +142,7 @@ class PendingFaces:
     _call: Any
 
     def result(self) -> U8:
-        """Waits: uint8 (n, 256, 256, 3) BGR. Raises TritonUnavailable or TritonFailed."""
+        """Waits: uint8 (n, 256, 256, 3) BGR. Raises TritonUnavailable, ServiceBusy or TritonFailed."""
         with self._client._translated():
             return np.asarray(self._future.result().as_numpy(FACES.name), np.uint8)
 

@@ -4,6 +4,7 @@ Held against every rendered `config.pbtxt` and every exported graph by `tests/te
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 # -- audio ------------------------------------------------------------------------------------------------------------
 SAMPLE_RATE = 16_000  # Hz, mono
@@ -31,6 +32,13 @@ MASKED_FROM_ROW = FACE_SIZE // 2  # rows 128..255 of the masked copy are black
 MAX_BATCH_SIZE = 32  # frames in one inference request, and in one batch at the server
 MIN_FPS, MAX_FPS = 1, 60  # frames per second, integer
 AVATAR_FORMAT = 1  # version of the avatar folder
+
+
+class Priority(IntEnum):
+    """What a request is to Triton, whose queues let a lower number pass; the ensemble hands it on to its models."""
+
+    LIVE = 1  # somebody is watching
+    BATCH = 2  # somebody waits for the file
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     avatar_cache: Positive = Field(16, description="Avatars kept open (memory-mapped), least recently used out first.")
     max_concurrent_syncs: Positive = Field(4, description="Lip-sync requests rendered at once; more wait their turn.")
     max_waiting: Positive = Field(64, description="Requests that may wait for their turn; beyond: 503.")
+    priority: Literal["live", "batch"] = Field(
+        "batch", description="What lip-sync calls here are to Triton, which may serve others: `live` ones go first."
+    )
     batches_in_flight: Positive = Field(2, description="Batches of one request that are at Triton at the same time.")
 
     audio_threads: Positive = Field(2, description="ONNX Runtime threads of the audio encoder.")

@@ -748,7 +748,7 @@ def test_half_graphs_run_in_triton_and_the_queue_knows_priority_and_time(
 
     with EmbeddedTriton(repository, exported / "models", tmp_path / "run") as server:
         client = grpc.InferenceServerClient(server.grpc_url)
-        for priority in (0, config.LIVE, config.BATCH):
+        for priority in (0, *contract.Priority):
             gate.hold(contract.VAE_DECODER, reference.faces, asked(client, priority=priority))
         with pytest.raises(grpc.InferenceServerException, match="timeout expired"):
             asked(client, timeout=1)  # microseconds, less than a batch waits for company
