@@ -86,7 +86,9 @@ class AudioEncoder:
         self._lock = Lock()
 
     def hidden_states(self, segment: F32) -> F16:
-        """float16 (1500, 5, 384), read-only: all five hidden states of one segment of at most 30 s, 50 per second."""
+        """float16 (1500, 5, 384), read-only: all five hidden states of one segment of at most 30 s, 50 per second, in the
+        prompts' precision.
+        """
         digest = hashlib.sha256(np.ascontiguousarray(segment).data).digest()
         with self._lock:
             known = self._known.get(digest)
@@ -95,8 +97,7 @@ class AudioEncoder:
         self._looked_up(known is not None)
         if known is not None:
             return known
-        outputs = self._session.run([HIDDEN_STATES.name], {LOG_MEL.name: log_mel(segment)[None]})
-        states = np.asarray(outputs[0][0], np.float16)
+        states = self.exact_states(segment).astype(np.float16)
         states.setflags(write=False)
         with self._lock:
             self._known[digest] = states
@@ -104,8 +105,13 @@ class AudioEncoder:
                 self._known.popitem(last=False)
         return states
 
+    def exact_states(self, segment: F32) -> F32:
+        """The same as float32, always anew."""
+        outputs = self._session.run([HIDDEN_STATES.name], {LOG_MEL.name: log_mel(segment)[None]})
+        return np.asarray(outputs[0][0], np.float32)
+
     def warm_up(self) -> None:
-        self.hidden_states(np.zeros(SAMPLE_RATE, np.float32))
+        self.exact_states(np.zeros(SAMPLE_RATE, np.float32))
 
 
 @dataclass(frozen=True)
@@ -149,21 +155,24 @@ class Prompts:
         self._segments = -(-sound.length // SEGMENT_SAMPLES)
         self._encoded: dict[int, Future[States]] = {}
 
-    def batch(self, start: int, stop: int) -> F16:
-        """float16 (stop − start, 50, 384): frame i sees ten states from floor(i·50/fps) − 2·left on, zeros outside."""
+    def windows(self, start: int, stop: int) -> F32:
+        """float32 (stop − start, 50, 384): frame i sees ten states from floor(i·50/fps) − 2·left on, zeros outside."""
         first = np.arange(start, stop) * STATES_PER_SECOND // self.fps - self._left
         low, high = int(first[0]), int(first[-1]) + STATES_PER_FRAME
-        seen = np.zeros((high - low, N_LAYERS, AUDIO_WIDTH), np.float16)
+        seen = np.zeros((high - low, N_LAYERS, AUDIO_WIDTH), np.float32)
         begin, end = max(low, 0), min(high, self._states)
         for number in range(begin // SEGMENT_STATES, -(-end // SEGMENT_STATES)):
             offset = number * SEGMENT_STATES
             here = slice(max(begin, offset), min(end, offset + SEGMENT_STATES))
-            states = self._segment(number)
-            seen[here.start - low : here.stop - low] = states[here.start - offset : here.stop - offset]
+            seen[here.start - low : here.stop - low] = self._segment(number)[here.start - offset : here.stop - offset]
         for number in [old for old in self._encoded if old < begin // SEGMENT_STATES]:
             del self._encoded[number]
-        windows: F16 = seen[(first - low)[:, None] + np.arange(STATES_PER_FRAME)]
-        return windows.reshape(-1, FEATURES_PER_FRAME, AUDIO_WIDTH)
+        found: F32 = seen[(first - low)[:, None] + np.arange(STATES_PER_FRAME)]
+        return found.reshape(-1, FEATURES_PER_FRAME, AUDIO_WIDTH)
+
+    def batch(self, start: int, stop: int) -> F16:
+        """The windows as they are sent: float16 (stop − start, 50, 384)."""
+        return self.windows(start, stop).astype(np.float16)
 
     def _segment(self, number: int) -> States:
         """The segment's states; with a helper, the next segment is begun too."""

@@ -1,6 +1,7 @@
 """Checks against MuseTalk's public test media and the reference code's numbers; only with `--reference DIR`.
 
-DIR/data: yongen.mp4, yongen.wav, eng.wav. DIR/reference/audio: mel, hidden states and prompts of the reference code.
+DIR/data: yongen.mp4, yongen.wav, eng.wav. DIR/reference: what the reference code made of its own weights, avatar and
+sound, in the layout that benchmarks/parity.py describes.
 """
 
 import io
@@ -89,3 +90,23 @@ def test_mel_and_windows_equal_the_reference(reference: Path, name: str) -> None
         ours = made.batch(0, len(expected))
         assert ours.shape == expected.shape
         assert np.abs(ours.astype(np.float32) - expected.astype(np.float32)).max() <= np.abs(expected).max() * 2**-10
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one run leaves its graphs to the next."""
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.mark.parametrize("clip", ["yongen", "eng"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_hop_and_frame_equals_the_reference(reference: Path, graphs: Path, clip: str, precision: str) -> None:
+    pytest.importorskip("torch")
+    import parity
+
+    rows, facts = parity.run(reference / "reference", "small", clip, graphs, precision)
+    assert [(row.hop, row.maximum, row.bound) for row in rows if not row.passed] == []
+    assert (facts["frames"], facts["reference_frames"]) == {"yongen": (200, 199), "eng": (198, 197)}[clip]
+    bounds = {row.hop: row.bound for row in rows}
+    assert bounds["prompts"] == 1e-4 and bounds["UNet, their inputs"] == 1e-3
+    assert all(bounds[f"frames, {name}"] == 2 for name in ("Y", "U", "V", "blended in BGR"))
