@@ -161,6 +161,9 @@ def _write_vae(folder: Path, sizes: dict[str, Any], profile: str) -> None:
 
 def _write_taesd(folder: Path, sizes: dict[str, Any], profile: str) -> None:
     taesd = AutoencoderTiny(**sizes["taesd"])
+    last = taesd.decoder.layers[-1]  # as initialised it draws all faces black within two levels
+    last.weight.data.mul_(20)
+    last.bias.data.fill_(0.5)
     _write_config(folder / TAESD / "config.json", taesd.config)
     save_file(taesd.state_dict(), folder / TAESD / VAE_WEIGHTS[0])
 
