@@ -86,8 +86,8 @@ class AudioEncoder:
         self._lock = Lock()
 
     def hidden_states(self, segment: F32) -> F16:
-        """float16 (1500, 5, 384), read-only: all five hidden states of one segment of at most 30 s, 50 per second, in the
-        prompts' precision.
+        """float16 (1500, 5, 384), read-only: all five hidden states of one segment of at most 30 s, 50 per
+        second, in the prompts' precision.
         """
         digest = hashlib.sha256(np.ascontiguousarray(segment).data).digest()
         with self._lock:
