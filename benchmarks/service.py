@@ -24,10 +24,11 @@ from rich.table import Table
 from avatar_prep.prepare import checked_parameters
 from gateway.audio import frame_count, speech
 from gateway.blend import blend
-from gateway.engine import Engine, SyncRequest
+from gateway.engine import Engine, SyncRequest, video_encoding
 from gateway.features import AudioEncoder, Padding, Prompts
 from gateway.triton import PendingFaces
 from lipserve.avatar import Avatar
+from lipserve.colour import planes
 from lipserve.contract import FACES, SAMPLE_RATE
 from lipserve.embedded import EmbeddedTriton
 from lipserve.media import Mp4Writer, Sound, read_sound
@@ -103,7 +104,11 @@ def host_stages(settings: Settings, avatar: Avatar, sound: Sound, scratch: Path)
     encoder.warm_up()
     face = np.random.default_rng(0).integers(0, 256, FACES.shape, np.uint8)
     indices = [avatar.index(i, fps) for i in range(frames)]
-    pictures = [blend(avatar, index, face) for index in indices[: min(frames, 100)]]
+    pictures = np.empty((min(frames, 100), *avatar.frames.shape[1:]), np.uint8)
+    for picture, index in zip(pictures, indices, strict=False):
+        blend(avatar, index, face, planes(picture))
+
+    target = planes(np.empty_like(pictures[0]))
 
     def features() -> None:
         heard = Prompts(Sound(waveform[None], SAMPLE_RATE), fps, Padding(), encoder.hidden_states)
@@ -112,19 +117,15 @@ def host_stages(settings: Settings, avatar: Avatar, sound: Sound, scratch: Path)
 
     def blending() -> None:
         for index in indices:
-            blend(avatar, index, face)
+            blend(avatar, index, face, target)
 
-    def encoding(preset: str) -> Callable[[], None]:
-        def work() -> None:
-            size = (avatar.info.width, avatar.info.height)
-            file = scratch / "encode.mp4"
-            with Mp4Writer(file, size, fps, sound, avatar.info.tags, preset, settings.video_crf) as video:
-                for i in range(frames):
-                    video.write(pictures[i % len(pictures)])
+    def encoding() -> None:
+        size = (avatar.info.width, avatar.info.height)
+        with Mp4Writer(scratch / "encode.mp4", size, fps, sound, avatar.info.tags, video_encoding(settings)) as video:
+            for i in range(frames):
+                video.write(pictures[i % len(pictures)])
 
-        return work
-
-    jobs = {"features": features, "blend": blending, "encode": encoding(settings.video_preset)}
+    jobs = {"features": features, "blend": blending, "encode": encoding}
     measured = {}
     for name, work in jobs.items():
         wall, cpu = timed(work)

@@ -25,6 +25,7 @@ from gateway.request_id import RequestId
 from gateway.routes import endpoint_names, router
 from gateway.work import Scratch, Workers
 from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, UploadStalled
+from lipserve.media import choose_encoder
 from lipserve.settings import Settings
 
 DEFAULT_TRITON_URL = "127.0.0.1:8001"
@@ -34,8 +35,9 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
-    """The gateway in front of `triton_url`, or of the one in the settings."""
+    """The gateway in front of `triton_url`, or of the one in the settings. Raises EncoderUnavailable."""
     logs.configure(settings.log_format)
+    choose_encoder(settings.video_encoder)  # one that does not work ends the start here, in one line
     app = FastAPIOffline(title="lipserve", version=lipserve.__version__, lifespan=_lifespan)
     app.state.settings = settings
     app.state.triton_url = triton_url or settings.triton_url or DEFAULT_TRITON_URL

@@ -4,6 +4,7 @@ Everything here blocks and is meant to run in a worker thread; OpenCV, ONNX Runt
 job asks `cancelled` between its steps and ends with Cancelled when it is set.
 """
 
+import logging
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +36,11 @@ from lipserve.errors import (
     TritonFailed,
 )
 from lipserve.fetch import FACE_MODELS
-from lipserve.media import Mp4Writer, Samples
+from lipserve.media import Mp4Writer, Samples, VideoEncoding, choose_encoder
 from lipserve.settings import Settings
 from lipserve.store import AvatarStore
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 8  # MuseTalk's
 
@@ -73,7 +76,7 @@ def ignore_progress(stage: str, done: int, total: int | None) -> None:
 
 class Engine:
     def __init__(self, settings: Settings, triton_url: str, metrics: Metrics | None = None) -> None:
-        """Loads the audio encoder; does not need Triton yet. Raises ModelsMissing."""
+        """Loads the audio encoder; does not need Triton yet. Raises ModelsMissing or EncoderUnavailable."""
         self._settings = settings
         self._priority = Priority[settings.priority.upper()]
         self._metrics = metrics = metrics or Metrics()
@@ -83,6 +86,7 @@ class Engine:
         file = settings.models_dir / settings.profile / "audio_encoder.onnx"
         self._encoder = AudioEncoder(file, settings.audio_threads, settings.feature_cache, metrics.segment_looked_up)
         self._listeners = ThreadPoolExecutor(settings.max_concurrent_syncs, thread_name_prefix="listen")
+        self._encoding = video_encoding(settings)
         self._face_models = settings.models_dir / FACE_MODELS.folder
         FaceFinder(self._face_models)  # so that missing files are found out at start-up
 
@@ -193,9 +197,9 @@ class Engine:
                 for index, face in faces:
                     _require_wanted(cancelled)
                     with watch.stage("blend"):
-                        picture = blend(avatar, index, face)
+                        blend(avatar, index, face, video.picture())
                     with watch.stage("encode"):
-                        video.write(picture)
+                        video.append()
                     self._metrics.frames.inc()
                     progress("render", video.frames, frames)
                 with watch.stage("finish"):
@@ -208,9 +212,8 @@ class Engine:
         return SyncResult(frames, fps, seconds)
 
     def _writer(self, file: Path, avatar: Avatar, fps: int, sound: Samples) -> Mp4Writer:
-        s, info = self._settings, avatar.info
-        size = (info.width, info.height)
-        return Mp4Writer(file, size, fps, sound, info.tags, s.video_preset, s.video_crf, s.video_threads)
+        info = avatar.info
+        return Mp4Writer(file, (info.width, info.height), fps, sound, info.tags, self._encoding)
 
     def is_usable(self, avatar_id: str) -> bool:
         """Whether the avatar can be used as it is. Raises TritonUnavailable."""
@@ -262,6 +265,13 @@ class Engine:
         finally:
             for _, batch in pending:
                 batch.cancel()
+
+
+def video_encoding(settings: Settings) -> VideoEncoding:
+    """As configured, for this machine. Raises EncoderUnavailable."""
+    encoder, why = choose_encoder(settings.video_encoder)
+    log.info("videos are encoded by %s: %s", encoder, why)
+    return VideoEncoding(encoder, settings.video_preset, settings.video_crf, settings.video_threads)
 
 
 def _require_wanted(cancelled: Event | None) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
 U8 = NDArray[np.uint8]
+Planes = tuple[U8, U8, U8]  # Y (h, w), U and V (h/2, w/2)
 _KR_KB: dict[Matrix, tuple[float, float]] = {
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
@@ -39,7 +40,7 @@ _TO_YUV = {matrix: _forward(matrix) for matrix in _KR_KB}
 _TO_BGR = {matrix: _inverse(_TO_YUV[matrix]) for matrix in _KR_KB}
 
 
-def planes(i420: U8) -> tuple[U8, U8, U8]:
+def planes(i420: U8) -> Planes:
     """Views of the three planes of one I420 picture: Y (h, w), U and V (h/2, w/2). Writing to them writes to it."""
     rows, w = i420.shape
     h = rows * 2 // 3
@@ -47,7 +48,7 @@ def planes(i420: U8) -> tuple[U8, U8, U8]:
     return i420[:h], chroma[0], chroma[1]
 
 
-def bgr_to_planes(bgr: U8, matrix: Matrix) -> tuple[U8, U8, U8]:
+def bgr_to_planes(bgr: U8, matrix: Matrix) -> Planes:
     """uint8 (h, w, 3) BGR with even h and w to Y (h, w), U and V (h/2, w/2); chroma is the mean of each 2×2."""
     y, u, v = cv2.split(cv2.transform(bgr, _TO_YUV[matrix]))
     half = (bgr.shape[1] // 2, bgr.shape[0] // 2)

@@ -25,6 +25,7 @@ LipserveError                       500  internal
 ├── StorageFull                     507  storage_full
 ├── Cancelled                       499  cancelled
 ├── ModelsMissing                   503  models_missing
+├── EncoderUnavailable              503  encoder_unavailable
 ├── ServiceBusy                     503  service_busy        (Retry-After)
 ├── TritonDidNotStart               503  triton_did_not_start
 ├── TritonUnavailable               503  triton_unavailable  (Retry-After)
@@ -156,6 +157,11 @@ class Cancelled(LipserveError):
 class ModelsMissing(LipserveError):
     status = 503
     kind = "models_missing"
+
+
+class EncoderUnavailable(LipserveError):
+    status = 503
+    kind = "encoder_unavailable"
 
 
 class ServiceBusy(LipserveError):

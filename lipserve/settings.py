@@ -48,9 +48,12 @@ class Settings(BaseSettings):
 
     audio_threads: Positive = Field(2, description="ONNX Runtime threads of the audio encoder.")
     feature_cache: int = Field(8, ge=0, description="Segments of 30 s whose audio features are kept, 5.8 MB each.")
-    video_preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = Field(
-        "veryfast", description="libx264 preset: slower presets make smaller files."
+    video_encoder: Literal["libx264", "h264_nvenc", "auto"] = Field(
+        "libx264", description="`h264_nvenc` is the GPU's encoder; `auto` takes it where it works, and logs why not."
     )
-    video_crf: int = Field(18, ge=0, le=40, description="libx264 quality: lower is better and larger.")
+    video_preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = Field(
+        "veryfast", description="As of libx264: slower presets make smaller files."
+    )
+    video_crf: int = Field(18, ge=0, le=40, description="Quality, as of libx264: lower is better and larger.")
     video_threads: Positive = Field(2, description="libx264 threads for one video.")
     log_format: Literal["json", "console"] = Field("json", description="Log lines as JSON objects, or for people.")

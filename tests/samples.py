@@ -8,7 +8,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from lipserve.colour import U8
+from gateway.blend import blend
+from lipserve.avatar import Avatar
+from lipserve.colour import U8, planes
 from lipserve.media import Mp4Writer, Sound, VideoReader
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,13 @@ FORMATS = {
     ".m4a": ("aac", "fltp"),
     ".ogg": ("libopus", "flt"),
 }
+
+
+def blended(avatar: Avatar, index: int, face: U8) -> U8:
+    """One I420 picture of its own, uint8 (h·3/2, w)."""
+    picture = np.full(avatar.frames.shape[1:], 77, np.uint8)
+    blend(avatar, index, face, planes(picture))
+    return picture
 
 
 def write_sound(file: Path, samples: NDArray[np.float32], rate: int) -> Path:

@@ -1,11 +1,12 @@
 """The blend against what it stands for: the picture in BGR, the face resized to its box, composited with the mask."""
 
+import tracemalloc
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from samples import smooth
+from samples import blended, smooth
 
 from gateway.blend import blend, composite
 from lipserve.avatar import REGION, Avatar, AvatarInfo, write_info
@@ -95,6 +96,31 @@ def expected_bgr(background: U8, box: Box, mask: U8) -> np.ndarray:
     return pasted * alpha + out * (1 - alpha)
 
 
+def straightforward(avatar: Avatar, index: int, face: U8) -> list[np.ndarray]:
+    """Y, U and V of the whole picture: the face pasted, converted, composited in float64, and rounded once."""
+    before = [plane.astype(np.float64) for plane in planes(np.array(avatar.frames[index]))]
+    (x1, y1, x2, y2), (left, top, right, bottom) = (avatar.regions[index][name] for name in ("face", "region"))
+    height, width = before[0].shape
+    pasted = np.zeros((height, width, 3))
+    # Beyond the box, where a region of even sides reaches a pixel, the mask is 0, but chroma is a mean of four.
+    resized = cv2.resize(face, (int(x2 - x1), int(y2 - y1)), interpolation=cv2.INTER_LINEAR).astype(np.float64)
+    rows, columns = np.clip(np.arange(height) - y1, 0, y2 - y1 - 1), np.clip(np.arange(width) - x1, 0, x2 - x1 - 1)
+    pasted[:] = resized[rows][:, columns]
+    kr, kb = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}[avatar.info.tags.matrix]
+    b, g, r = np.moveaxis(pasted / 255, 2, 0)
+    luma = kr * r + (1 - kr - kb) * g + kb * b
+    after = [16 + 219 * luma, 128 + 112 * (b - luma) / (1 - kb), 128 + 112 * (r - luma) / (1 - kr)]
+    after[1:] = (mean_of_four(plane) for plane in after[1:])
+    alpha = np.zeros((height, width))
+    alpha[top:bottom, left:right] = avatar.mask(index) / 255
+    alphas = [alpha, mean_of_four(alpha), mean_of_four(alpha)]
+    return [np.round(old * (1 - a) + new * a) for old, new, a in zip(before, after, alphas, strict=True)]
+
+
+def mean_of_four(plane: np.ndarray) -> np.ndarray:
+    return plane.reshape(plane.shape[0] // 2, 2, plane.shape[1] // 2, 2).mean(axis=(1, 3))
+
+
 # -- one plane --------------------------------------------------------------------------------------------------------
 
 
@@ -120,21 +146,20 @@ def test_composite_writes_into_a_view() -> None:
 
 def test_a_frame_without_a_face_is_left_as_it_is(tmp_path: Path) -> None:
     avatar = stored(tmp_path, BACKGROUND, None, None)
-    out = blend(avatar, 0, FACE)
+    out = blended(avatar, 0, FACE)
     assert (out == avatar.frames[0]).all()
-    assert out.flags.writeable and out.base is None
 
 
 @pytest.mark.parametrize("box", [BOX, *ODD_BOXES, *CORNER_BOXES])
 def test_a_mask_of_zeros_leaves_every_bit(box: Box, tmp_path: Path) -> None:
     avatar = stored(tmp_path, BACKGROUND, box, full_mask(box, 0))
-    assert (blend(avatar, 0, FACE) == avatar.frames[0]).all()
+    assert (blended(avatar, 0, FACE) == avatar.frames[0]).all()
 
 
 @pytest.mark.parametrize("matrix", SPACES)
 def test_a_full_mask_shows_the_face_in_the_sources_colours(matrix: Matrix, tmp_path: Path) -> None:
     avatar = stored(tmp_path, BACKGROUND, BOX, full_mask(BOX, 255), matrix)
-    out = blend(avatar, 0, FACE)
+    out = blended(avatar, 0, FACE)
     x1, y1, x2, y2 = BOX
     resized = cv2.resize(FACE, (x2 - x1, y2 - y1), interpolation=cv2.INTER_LINEAR)
     for shown, face, step in zip(planes(out), bgr_to_planes(resized, matrix), (1, 2, 2), strict=True):
@@ -145,7 +170,7 @@ def test_a_full_mask_shows_the_face_in_the_sources_colours(matrix: Matrix, tmp_p
 @pytest.mark.parametrize("box", [BOX, *ODD_BOXES, *CORNER_BOXES])
 def test_nothing_outside_the_region_changes(box: Box, mask_value: int, tmp_path: Path) -> None:
     avatar = stored(tmp_path, BACKGROUND, box, full_mask(box, mask_value))
-    out = blend(avatar, 0, FACE)
+    out = blended(avatar, 0, FACE)
     left, top, right, bottom = even(box)
     for shown, source, step in zip(planes(out), planes(np.array(avatar.frames[0])), (1, 2, 2), strict=True):
         outside = np.ones(shown.shape, bool)
@@ -163,10 +188,50 @@ def test_nothing_outside_the_region_changes(box: Box, mask_value: int, tmp_path:
 @pytest.mark.parametrize("box", [BOX, *ODD_BOXES, *CORNER_BOXES])
 def test_planes_equal_the_float_composite_within_two_levels(box: Box, matrix: Matrix, tmp_path: Path) -> None:
     mask = soft_mask(box)
-    out = blend(stored(tmp_path, BACKGROUND, box, mask, matrix), 0, FACE)
+    out = blended(stored(tmp_path, BACKGROUND, box, mask, matrix), 0, FACE)
     reference = bgr_to_planes(np.round(expected_bgr(BACKGROUND, box, mask)).astype(np.uint8), matrix)
     for shown, plane in zip(planes(out), reference, strict=True):
         assert largest_difference(shown, plane) <= 2
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (256, 256, 3), np.uint8)
+
+
+@pytest.mark.parametrize("matrix", SPACES)
+@pytest.mark.parametrize("box", [BOX, *ODD_BOXES, *CORNER_BOXES])
+def test_planes_equal_the_straightforward_path_within_one_level(box: Box, matrix: Matrix, tmp_path: Path) -> None:
+    """Whatever the face holds: noise has every colour, and no two pixels alike."""
+    avatar = stored(tmp_path, BACKGROUND, box, soft_mask(box), matrix)
+    for face in (FACE, NOISE):
+        for shown, plane in zip(planes(blended(avatar, 0, face)), straightforward(avatar, 0, face), strict=True):
+            assert largest_difference(shown, plane) <= 1
+
+
+def test_frames_drawn_into_one_buffer_do_not_mix(tmp_path: Path) -> None:
+    """As the mp4 writer's is used: what stood there before is gone, the face of the frame before included."""
+    avatars = [
+        stored(tmp_path / "a", BACKGROUND, BOX, soft_mask(BOX)),
+        stored(tmp_path / "b", BACKGROUND[::-1], ODD_BOXES[0], soft_mask(ODD_BOXES[0])),
+        stored(tmp_path / "c", BACKGROUND, None, None),
+    ]
+    target = planes(np.empty((HEIGHT * 3 // 2, WIDTH), np.uint8))
+    for avatar in avatars * 2:
+        blend(avatar, 0, NOISE, target)
+        for shown, alone in zip(target, planes(blended(avatar, 0, NOISE)), strict=True):
+            assert (shown == alone).all()
+
+
+def test_nothing_of_a_frames_size_is_allocated(tmp_path: Path) -> None:
+    """Only of the region's."""
+    box = (100, 100, 140, 140)
+    avatar = stored(tmp_path, BACKGROUND, box, soft_mask(box))
+    target = planes(np.empty((HEIGHT * 3 // 2, WIDTH), np.uint8))
+    blend(avatar, 0, FACE, target)
+    tracemalloc.start()
+    blend(avatar, 0, FACE, target)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < WIDTH * HEIGHT // 2
 
 
 @pytest.mark.parametrize("box", [BOX, *ODD_BOXES])
@@ -174,7 +239,7 @@ def test_pictures_equal_the_float_composite(box: Box, tmp_path: Path) -> None:
     """As seen: the chroma of 4:2:0 adds a level or two where colours slope."""
     mask = soft_mask(box)
     avatar = stored(tmp_path, BACKGROUND, box, mask)
-    difference = planes_to_bgr(blend(avatar, 0, FACE), "bt601").astype(float) - expected_bgr(BACKGROUND, box, mask)
+    difference = planes_to_bgr(blended(avatar, 0, FACE), "bt601").astype(float) - expected_bgr(BACKGROUND, box, mask)
     assert np.abs(difference).max() <= 5
     assert np.abs(difference).mean() < 1
 
@@ -185,14 +250,14 @@ def test_the_face_itself_blended_in_changes_nothing_visible(tmp_path: Path) -> N
     x1, y1, x2, y2 = BOX
     face = cv2.resize(background[y1:y2, x1:x2], (256, 256), interpolation=cv2.INTER_CUBIC)
     avatar = stored(tmp_path, background, BOX, full_mask(BOX, 255))
-    assert largest_difference(blend(avatar, 0, face), avatar.frames[0]) <= 2
+    assert largest_difference(blended(avatar, 0, face), avatar.frames[0]) <= 2
 
 
 @pytest.mark.parametrize("box", [(100, 100, 102, 102), (101, 101, 103, 104), (0, 0, 2, 2)])
 def test_the_smallest_faces(box: Box, tmp_path: Path) -> None:
     avatar = stored(tmp_path, BACKGROUND, box, full_mask(box, 255))
     flat = np.full((256, 256, 3), (10, 20, 230), np.uint8)
-    y = planes(blend(avatar, 0, flat))[0]
+    y = planes(blended(avatar, 0, flat))[0]
     assert set(y[box[1] : box[3], box[0] : box[2]].flat) == {int(bgr_to_planes(flat, "bt601")[0][0, 0])}
     assert y.shape == (HEIGHT, WIDTH)
 
@@ -200,13 +265,13 @@ def test_the_smallest_faces(box: Box, tmp_path: Path) -> None:
 def test_a_region_smaller_than_the_face_takes_its_part_of_it(tmp_path: Path) -> None:
     """The usual case: the mask covers the jaw, the box the whole face."""
     avatar = stored(tmp_path, BACKGROUND, BOX, full_mask(BOX, 255))
-    whole = blend(avatar, 0, FACE)
+    whole = blended(avatar, 0, FACE)
     regions = np.load(tmp_path / "regions.npy")
     regions[0]["region"], regions[0]["mask_start"] = (100, 120, 180, 190), 0
     np.save(tmp_path / "regions.npy", regions)
     (tmp_path / "masks.u8").write_bytes(b"\xff" * (80 * 70))
     part = Avatar(tmp_path)
-    out = blend(part, 0, FACE)
+    out = blended(part, 0, FACE)
     for shown, full, before, step in zip(
         planes(out), planes(whole), planes(np.array(part.frames[0])), (1, 2, 2), strict=True
     ):
@@ -219,15 +284,15 @@ def test_a_region_smaller_than_the_face_takes_its_part_of_it(tmp_path: Path) -> 
 def test_the_stored_frame_is_never_written(tmp_path: Path) -> None:
     avatar = stored(tmp_path, BACKGROUND, BOX, full_mask(BOX, 255))
     before = (tmp_path / "frames.yuv").read_bytes()
-    first = blend(avatar, 0, FACE)
+    first = blended(avatar, 0, FACE)
     assert (tmp_path / "frames.yuv").read_bytes() == before == np.array(avatar.frames[0]).tobytes()
     assert not np.shares_memory(first, avatar.frames)
-    assert (blend(avatar, 0, FACE) == first).all()
+    assert (blended(avatar, 0, FACE) == first).all()
 
 
 def test_the_generated_face_is_never_written(tmp_path: Path) -> None:
     avatar = stored(tmp_path, BACKGROUND, BOX, full_mask(BOX, 128))
     face = FACE.copy()
     face.flags.writeable = False
-    blend(avatar, 0, face)
+    blended(avatar, 0, face)
     assert (face == FACE).all()

@@ -14,14 +14,13 @@ import cv2
 import numpy as np
 import pytest
 from musetalk_folder import Theirs, as_theirs, blend_of_v1, lisa, soft_mask, stored_blend, their_blend, write_tensors
-from samples import frames_of, pictures, short_clip, smooth, tone, write_sound, write_video
+from samples import blended, frames_of, pictures, short_clip, smooth, tone, write_sound, write_video
 from test_cli import run
 
 from avatar_prep.boxes import crop_box
 from avatar_prep.imported import import_avatar
 from avatar_prep.prepare import Parameters
 from avatar_prep.source import Limits
-from gateway.blend import blend
 from gateway.engine import Engine, SyncRequest
 from lipserve.avatar import Avatar
 from lipserve.colour import U8, ColourTags, bgr_to_i420, bgr_to_planes, planes, planes_to_bgr
@@ -172,7 +171,7 @@ def test_blended_as_theirs(theirs: Path, source: Theirs, tmp_path: Path) -> None
         expected = their_blend(picture, FACE, box, mask, crop)
         assert (stored_blend(avatar, index, picture, FACE) == expected).all()
         assert (expected != picture).any(axis=2).sum() > 10_000
-        shown = blend(avatar, index, FACE)
+        shown = blended(avatar, index, FACE)
         for plane, reference in zip(planes(shown), bgr_to_planes(expected, "bt601"), strict=True):
             assert np.abs(plane.astype(int) - reference).max() <= 2
         x1, y1, x2, y2 = avatar.regions[index]["region"]
@@ -224,7 +223,7 @@ def test_a_mask_of_nothing_shows_the_frame_as_theirs_does(theirs: Path, source: 
         cv2.imwrite(str(theirs / f"mask/{index:08d}.png"), source.masks[1] * 0)
     avatar = taken(theirs, tmp_path / "out")
     assert avatar.regions["has_face"].tolist() == [True, False, True, True, True]
-    assert (blend(avatar, 1, FACE) == avatar.frames[1]).all()
+    assert (blended(avatar, 1, FACE) == avatar.frames[1]).all()
 
 
 # -- frames without a face --------------------------------------------------------------------------------------------
@@ -601,7 +600,7 @@ def test_the_reference_frames(reference: Path, clip: str, source_of_frames: str,
         expected = case.frame(number, index)
         assert (stored_blend(avatar, index, case.pictures[index], face) == expected).all()
 
-        shown = blend(avatar, index, face)
+        shown = blended(avatar, index, face)
         levels = [
             np.abs(a.astype(int) - b) for a, b in zip(planes(shown), bgr_to_planes(expected, "bt601"), strict=True)
         ]

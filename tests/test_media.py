@@ -33,7 +33,7 @@ from lipserve.errors import (
     VideoDamaged,
     VideoTooLarge,
 )
-from lipserve.media import AAC_RATES, Mp4Writer, Sound, VideoReader, read_sound
+from lipserve.media import AAC_RATES, Mp4Writer, Sound, VideoEncoding, VideoReader, read_sound
 
 PIXELS = 10**6
 
@@ -633,11 +633,37 @@ def test_an_error_inside_the_block_comes_out_as_it_is(written: int, sound: Sound
         raise RuntimeError("mine")
 
 
+def test_pictures_drawn_into_the_writers_buffer_arrive_as_they_were(tmp_path: Path) -> None:
+    """One buffer for all, while x264 looks ahead at forty of them; width and chroma do not fill FFmpeg's rows."""
+    noise = np.random.default_rng(0).integers(16, 235, (60, 75, 74), np.uint8)
+    lossless = VideoEncoding(preset="slow", crf=0)
+    with Mp4Writer(tmp_path / "a.mp4", (74, 50), 25, None, encoding=lossless) as video:
+        for picture in noise:
+            for target, plane in zip(video.picture(), planes(picture), strict=True):
+                target[:] = plane
+            video.append()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        shown = [frame.to_ndarray() for frame in container.decode(video=0)]
+    assert (np.stack(shown) == noise).all()
+
+
+def test_the_writers_buffer_stays_where_it_is(tmp_path: Path) -> None:
+    """libx264 copies what it is given, so nothing of a frame's size is allocated for the next one."""
+    with Mp4Writer(tmp_path / "a.mp4", (64, 48), 25, None) as video:
+        places = set()
+        for _ in range(60):
+            places.add(tuple(plane.ctypes.data for plane in video.picture()))
+            video.append()
+    assert len(places) == 1
+
+
 def test_better_quality_makes_a_larger_file(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(16, 235, (72, 64), np.uint8)
     sizes = []
     for crf in (10, 40):
-        with Mp4Writer(tmp_path / "a.mp4", (64, 48), 25, None, preset="ultrafast", crf=crf) as video:
+        with Mp4Writer(
+            tmp_path / "a.mp4", (64, 48), 25, None, encoding=VideoEncoding(preset="ultrafast", crf=crf)
+        ) as video:
             video.write(noise)
         sizes.append((tmp_path / "a.mp4").stat().st_size)
     assert sizes[0] > 1.5 * sizes[1]

@@ -5,6 +5,7 @@ second file, and sizes are checked before pictures are decoded. Time is integer:
 1/fps.
 """
 
+from lipserve.media.encoder import VideoEncoding, choose_encoder
 from lipserve.media.mp4 import AAC_RATES, Mp4Writer
 from lipserve.media.sound import Samples, Sound, SoundReader, StoredSound, read_sound
 from lipserve.media.video import MAX_SIDE, VideoReader
@@ -17,6 +18,8 @@ __all__ = [
     "Sound",
     "SoundReader",
     "StoredSound",
+    "VideoEncoding",
     "VideoReader",
+    "choose_encoder",
     "read_sound",
 ]
