@@ -54,10 +54,10 @@ from gateway.audio import frame_count, speech
 from gateway.engine import Engine, SyncRequest
 from gateway.features import Padding, Prompts, log_mel
 from gateway.timing import Stopwatch
-from gateway.triton import PendingFaces
+from gateway.triton import Batch
 from lipserve import contract
 from lipserve.avatar import Avatar
-from lipserve.colour import U8, bgr_to_i420, planes, planes_to_bgr
+from lipserve.colour import U8, Planes, bgr_to_i420, planes, planes_to_bgr
 from lipserve.embedded import EmbeddedTriton
 from lipserve.fetch import FACE_MODELS
 from lipserve.media import Samples, Sound, read_sound
@@ -195,14 +195,22 @@ class Recorder:
     """In the mp4 writer's place: what would have been encoded, I420, uint8 (h·3/2, w) each."""
 
     file: Path
+    size: tuple[int, int]
     pictures: list[U8] = field(default_factory=list)
 
     @property
     def frames(self) -> int:
         return len(self.pictures)
 
-    def write(self, i420: U8) -> None:
-        self.pictures.append(i420)
+    def __post_init__(self) -> None:
+        self._next = np.empty((0, 0), np.uint8)
+
+    def picture(self) -> Planes:
+        self._next = np.empty((self.size[1] * 3 // 2, self.size[0]), np.uint8)
+        return planes(self._next)
+
+    def append(self) -> None:
+        self.pictures.append(self._next)
 
     def finish(self) -> None:
         self.file.touch()
@@ -221,27 +229,34 @@ class RecordingEngine(Engine):
         self.features: list[NDArray[np.float16]] = []  # (50, 384) of each frame
         self.latents: list[NDArray[np.float16]] = []  # (8, 32, 32)
         self.faces: list[U8] = []  # (256, 256, 3)
-        self.recorder = Recorder(Path())
-        submit = self.triton.submit
+        self.recorder = Recorder(Path(), (0, 0))
+        empty = self.triton.batch
 
-        def keep(features: NDArray[np.float16], latents: NDArray[np.float16], *more: Any) -> PendingFaces:
-            self.features.extend(features)
-            self.latents.extend(latents)
-            return submit(features, latents, *more)
+        def watched(*given: Any) -> Batch:
+            batch = empty(*given)
+            send = batch.send
 
-        self.triton.submit = keep  # type: ignore[method-assign]
+            def keep_and_send() -> None:
+                self.features.extend(batch.features.copy())
+                self.latents.extend(batch.latents.copy())
+                send()
+
+            batch.send = keep_and_send  # type: ignore[method-assign]
+            return batch
+
+        self.triton.batch = watched  # type: ignore[method-assign]
 
     def states(self, segment: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hidden states before float16 rounds them."""
         return self._encoder.exact_states(segment)
 
     def _writer(self, file: Path, avatar: Avatar, fps: int, sound: Samples) -> Any:
-        self.recorder = Recorder(file)
+        self.recorder = Recorder(file, (avatar.info.width, avatar.info.height))
         return self.recorder
 
     def _faces(self, *given: Any) -> Generator[tuple[int, U8]]:
         for index, face in super()._faces(*given):
-            self.faces.append(face)
+            self.faces.append(face.copy())
             yield index, face
 
 
@@ -343,7 +358,9 @@ def audio_rows(case: Case, engine: RecordingEngine) -> list[Row]:
     mels = [log_mel(segment) for segment in segments]
     states = np.concatenate([engine.states(segment) for segment in segments])
     sound = Sound(waveform[None], contract.SAMPLE_RATE)
-    windows = Prompts(sound, FPS, Padding(), engine.states).windows(0, frame_count(waveform.size, FPS))
+    frames = frame_count(waveform.size, FPS)
+    windows = np.empty((frames, *contract.AUDIO_FEATURES.shape), np.float32)
+    Prompts(sound, FPS, Padding(), engine.states).windows(0, frames, windows)
     return [
         compare("16 kHz waveform", waveform[None], theirs["wave16k"][None], PROMPT_BOUND),
         compare("log-mel", np.stack(mels), theirs["mel"], PROMPT_BOUND),

@@ -26,7 +26,7 @@ from gateway.audio import frame_count, speech
 from gateway.blend import blend
 from gateway.engine import Engine, SyncRequest, video_encoding
 from gateway.features import AudioEncoder, Padding, Prompts
-from gateway.triton import PendingFaces
+from gateway.triton import Batch
 from lipserve.avatar import Avatar
 from lipserve.colour import planes
 from lipserve.contract import FACES, SAMPLE_RATE
@@ -134,17 +134,23 @@ def host_stages(settings: Settings, avatar: Avatar, sound: Sound, scratch: Path)
 
 
 def ensemble_fps(engine: Engine, avatar: Avatar, batch_size: int, batches: int = 30) -> float:
-    features = np.zeros((batch_size, 50, 384), np.float16)
-    latents = np.repeat(avatar.latents[:1], batch_size, axis=0)
-    pending: deque[PendingFaces] = deque()
+    pending: deque[Batch] = deque()
+
+    def receive() -> None:
+        with pending.popleft() as batch:
+            batch.faces()
 
     def work() -> None:
         for _ in range(batches):
-            pending.append(engine.triton.submit(features, latents))
+            batch = engine.triton.batch(batch_size)
+            batch.features[:] = 0
+            batch.latents[:] = avatar.latents[0]
+            batch.send()
+            pending.append(batch)
             if len(pending) == 2:
-                pending.popleft().result()
+                receive()
         while pending:
-            pending.popleft().result()
+            receive()
 
     return batch_size * batches / timed(work)[0]
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+import numpy as np
+
 from avatar_prep.faces import FaceFinder
 from avatar_prep.imported import import_avatar
 from avatar_prep.prepare import Parameters, Progress, prepare
@@ -23,7 +25,7 @@ from gateway.blend import blend
 from gateway.features import AudioEncoder, Padding, Prompts
 from gateway.metrics import Metrics
 from gateway.timing import Stopwatch
-from gateway.triton import PendingFaces, TritonClient
+from gateway.triton import Batch, TritonClient
 from lipserve.avatar import Avatar, AvatarInfo
 from lipserve.colour import U8
 from lipserve.contract import MAX_BATCH_SIZE, MAX_FPS, MIN_FPS, Priority
@@ -82,7 +84,9 @@ class Engine:
         self._metrics = metrics = metrics or Metrics()
         self.store = AvatarStore(settings.avatars_dir)
         self.avatars = AvatarCache(self.store, settings.avatar_cache, metrics)
-        self.triton = TritonClient(triton_url, settings.triton_timeout, metrics)
+        # Of each request, the batches at Triton and the one whose faces are being blended.
+        slots = settings.max_concurrent_syncs * (settings.batches_in_flight + 1)
+        self.triton = TritonClient(triton_url, settings.triton_timeout, metrics, settings.shared_memory, slots)
         file = settings.models_dir / settings.profile / "audio_encoder.onnx"
         self._encoder = AudioEncoder(file, settings.audio_threads, settings.feature_cache, metrics.segment_looked_up)
         self._listeners = ThreadPoolExecutor(settings.max_concurrent_syncs, thread_name_prefix="listen")
@@ -239,9 +243,10 @@ class Engine:
     ) -> Generator[tuple[int, U8]]:
         """(stored frame's index, generated face) for every output frame, in order.
 
-        While the caller works on one batch, the next ones are already at Triton.
+        While the caller works on one batch, the next ones are already at Triton. A face is valid until the next is
+        asked for.
         """
-        pending: deque[tuple[list[int], PendingFaces]] = deque()
+        pending: deque[tuple[list[int], Batch]] = deque()
         starts = iter(range(0, frames, batch_size))
 
         def send() -> None:
@@ -249,22 +254,26 @@ class Engine:
             if start is not None:
                 stop = min(start + batch_size, frames)
                 indices = [avatar.index(frame, heard.fps) for frame in range(start, stop)]
+                batch = self.triton.batch(len(indices), self._priority)
+                pending.append((indices, batch))
                 with watch.stage("features"):
-                    features = heard.batch(start, stop)
-                pending.append((indices, self.triton.submit(features, avatar.latents[indices], self._priority)))
+                    heard.batch(start, stop, batch.features)
+                np.take(avatar.latents, indices, axis=0, out=batch.latents, mode="clip")  # else numpy copies twice
+                batch.send()
 
         try:
             for _ in range(self._settings.batches_in_flight):
                 send()
             while pending:
                 indices, batch = pending.popleft()
-                with watch.stage("faces"):
-                    faces = batch.result()
-                send()
-                yield from zip(indices, faces, strict=True)
+                with batch:
+                    with watch.stage("faces"):
+                        faces = batch.faces()
+                    send()
+                    yield from zip(indices, faces, strict=True)
         finally:
             for _, batch in pending:
-                batch.cancel()
+                batch.release()
 
 
 def video_encoding(settings: Settings) -> VideoEncoding:

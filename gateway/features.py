@@ -155,11 +155,13 @@ class Prompts:
         self._segments = -(-sound.length // SEGMENT_SAMPLES)
         self._encoded: dict[int, Future[States]] = {}
 
-    def windows(self, start: int, stop: int) -> F32:
-        """float32 (stop − start, 50, 384): frame i sees ten states from floor(i·50/fps) − 2·left on, zeros outside."""
+    def windows(self, start: int, stop: int, out: States) -> None:
+        """Into `out`, floats (stop − start, 50, 384) in C order: frame i sees ten states from floor(i·50/fps) − 2·left
+        on, zeros outside.
+        """
         first = np.arange(start, stop) * STATES_PER_SECOND // self.fps - self._left
         low, high = int(first[0]), int(first[-1]) + STATES_PER_FRAME
-        seen = np.zeros((high - low, N_LAYERS, AUDIO_WIDTH), np.float32)
+        seen = np.zeros((high - low, N_LAYERS, AUDIO_WIDTH), out.dtype)
         begin, end = max(low, 0), min(high, self._states)
         for number in range(begin // SEGMENT_STATES, -(-end // SEGMENT_STATES)):
             offset = number * SEGMENT_STATES
@@ -167,12 +169,15 @@ class Prompts:
             seen[here.start - low : here.stop - low] = self._segment(number)[here.start - offset : here.stop - offset]
         for number in [old for old in self._encoded if old < begin // SEGMENT_STATES]:
             del self._encoded[number]
-        found: F32 = seen[(first - low)[:, None] + np.arange(STATES_PER_FRAME)]
-        return found.reshape(-1, FEATURES_PER_FRAME, AUDIO_WIDTH)
+        for window, place in zip(out, (first - low).tolist(), strict=True):
+            window.reshape(STATES_PER_FRAME, N_LAYERS, AUDIO_WIDTH)[...] = seen[place : place + STATES_PER_FRAME]
 
-    def batch(self, start: int, stop: int) -> F16:
-        """The windows as they are sent: float16 (stop − start, 50, 384)."""
-        return self.windows(start, stop).astype(np.float16)
+    def batch(self, start: int, stop: int, out: F16 | None = None) -> F16:
+        """The windows as they are sent: float16 (stop − start, 50, 384), in `out` if that is given."""
+        if out is None:
+            out = np.empty((stop - start, FEATURES_PER_FRAME, AUDIO_WIDTH), np.float16)
+        self.windows(start, stop, out)
+        return out
 
     def _segment(self, number: int) -> States:
         """The segment's states; with a helper, the next segment is begun too."""

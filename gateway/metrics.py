@@ -13,6 +13,7 @@ from gateway.work import Workers
 from lipserve.errors import Cancelled, LipserveError
 
 OUTCOMES = ("ok", "refused", "failed", "cancelled")
+TRANSPORTS = ("grpc", "shared_memory")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1200)
 FRAMES_PER_SECOND = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500)
 
@@ -56,6 +57,11 @@ class Metrics:
             registry=registry,
         )
         self.batches_in_flight = Gauge("lipserve_batches_in_flight", "Batches at Triton now.", registry=registry)
+        self._batches = Counter(
+            "lipserve_batches", "Batches sent to Triton, by the way they travel.", ["transport"], registry=registry
+        )
+        for transport in TRANSPORTS:
+            self._batches.labels(transport)
         lookups = Counter("lipserve_avatar_cache_lookups", "Avatars asked of the cache.", ["result"], registry=registry)
         self.cache_hits, self.cache_misses = lookups.labels("hit"), lookups.labels("miss")
         self._segments = Counter(
@@ -83,6 +89,10 @@ class Metrics:
 
     def segment_looked_up(self, known: bool) -> None:
         self._segments.labels("hit" if known else "miss").inc()
+
+    def batches(self, transport: str) -> None:
+        """A batch is sent to Triton this way, one of TRANSPORTS."""
+        self._batches.labels(transport).inc()
 
     def error(self, kind: str) -> None:
         self._errors.labels(kind).inc()

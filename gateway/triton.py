@@ -1,17 +1,25 @@
-"""Everything that talks to Triton. The only module that imports tritonclient; its errors end here."""
+"""Everything that talks to Triton. The only module that imports tritonclient; its errors end here.
 
+A batch's tensors lie in shared memory where Triton is on the same host, and travel in gRPC messages otherwise.
+"""
+
+import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
+from typing_extensions import Self
 
 from gateway.metrics import Metrics
+from gateway.shared_memory import OFFSETS, SLOT_BYTES, Slot, SlotPool, exists, is_ours, remove_stale, tensor_bytes
 from lipserve.colour import U8
 from lipserve.contract import (
     AUDIO_FEATURES,
@@ -25,7 +33,10 @@ from lipserve.contract import (
     Priority,
     Tensor,
 )
-from lipserve.errors import Cancelled, ServiceBusy, TritonFailed, TritonUnavailable
+from lipserve.errors import Cancelled, ServiceBusy, SharedMemoryUnusable, TritonFailed, TritonUnavailable
+from lipserve.settings import SharedMemoryMode
+
+log = logging.getLogger(__name__)
 
 # A server that comes back is found within a second, not after gRPC's usual two minutes.
 CHANNEL_ARGUMENTS = [
@@ -37,35 +48,38 @@ CHANNEL_ARGUMENTS = [
 ]
 CONTROL_TIMEOUT = 5.0  # seconds, for questions that need no computing
 _GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
-_QUEUE_FULL = (
-    "Request timeout expired",
-    "Exceeds maximum queue size",
-)  # Triton's words; the status is UNAVAILABLE, too
+# Triton's words; the status is UNAVAILABLE, too.
+_QUEUE_FULL = ("Request timeout expired", "Exceeds maximum queue size")
 
 
 class TritonClient:
     """One Triton server. Safe to use from several threads."""
 
-    def __init__(self, url: str, timeout: float, metrics: Metrics) -> None:
-        """`url`: host:port of gRPC; `timeout`: seconds one inference may take. Does not connect yet."""
+    def __init__(
+        self, url: str, timeout: float, metrics: Metrics, shared_memory: SharedMemoryMode = "off", slots: int = 0
+    ) -> None:
+        """`url`: host:port of gRPC; `timeout`: seconds one inference may take; `slots`: batches that may lie in shared
+        memory at once. Does not connect yet."""
         self.url = url
-        self._timeout, self._metrics = timeout, metrics
-        self._client = grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        self.timeout, self.metrics = timeout, metrics
+        self.grpc = grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        self.slots = RegisteredSlots(self.grpc, shared_memory, slots, timeout)
 
     def close(self) -> None:
-        self._client.close()
+        self.slots.close()
+        self.grpc.close()
 
     def is_ready(self) -> bool:
         """Whether the ensemble, and so everything in it, can be used now."""
         try:
-            return bool(self._client.is_model_ready(LIPSYNC.name, client_timeout=CONTROL_TIMEOUT))
+            return bool(self.grpc.is_model_ready(LIPSYNC.name, client_timeout=CONTROL_TIMEOUT))
         except InferenceServerException:
             return False
 
     def weights_id(self) -> str:
         """The identity of the weights the server runs. Raises TritonUnavailable."""
-        with self._translated():
-            config = self._client.get_model_config(LIPSYNC.name, client_timeout=CONTROL_TIMEOUT).config
+        with self.translated():
+            config = self.grpc.get_model_config(LIPSYNC.name, client_timeout=CONTROL_TIMEOUT).config
         return str(config.parameters[WEIGHTS_ID].string_value)
 
     def encode_faces(self, crops: U8) -> NDArray[np.float16]:
@@ -73,51 +87,38 @@ class TritonClient:
 
         Raises TritonUnavailable, ServiceBusy or TritonFailed.
         """
-        with self._translated():
-            result = self._client.infer(
+        with self.translated():
+            result = self.grpc.infer(
                 VAE_ENCODER.name,
                 _inputs(VAE_ENCODER, {CROPS: crops}),
                 outputs=_outputs(VAE_ENCODER),
                 priority=Priority.BATCH,
-                client_timeout=self._timeout,
+                client_timeout=self.timeout,
             )
         return np.asarray(result.as_numpy(FACE_LATENTS.name), np.float16)
 
-    def submit(
-        self, features: NDArray[np.float16], latents: NDArray[np.float16], priority: Priority = Priority.BATCH
-    ) -> "PendingFaces":
-        """Sends a batch to the ensemble and returns at once. (n, 50, 384) and (n, 8, 32, 32).
+    def batch(self, frames: int, priority: Priority = Priority.BATCH) -> "Batch":
+        """An empty batch for the ensemble, of 1 to MAX_BATCH_SIZE frames. A server whose models have no levels of
+        priority takes no notice of it.
 
-        A server whose models have no levels of priority takes no notice of it.
+        Raises TritonUnavailable, and SharedMemoryUnusable if there must be shared memory and cannot be.
         """
-        future: Future[Any] = Future()
-
-        def done(result: Any, error: InferenceServerException | None) -> None:
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        with self._translated():
-            call = self._client.async_infer(
-                LIPSYNC.name,
-                _inputs(LIPSYNC, {AUDIO_FEATURES: features, FACE_LATENTS: latents}),
-                callback=done,
-                outputs=_outputs(LIPSYNC),
-                priority=priority,
-                client_timeout=self._timeout,
-            )
-        self._metrics.batches_in_flight.inc()
-        future.add_done_callback(lambda _: self._metrics.batches_in_flight.dec())
-        return PendingFaces(self, future, call)
+        with self.translated():
+            return Batch(self, frames, priority, self.slots.take())
 
     def warm_up(self) -> None:
-        """One frame through every model. Raises TritonUnavailable or TritonFailed."""
+        """One frame through every model. Raises TritonUnavailable, TritonFailed or SharedMemoryUnusable."""
         latents = self.encode_faces(np.zeros((1, *CROPS.shape), CROPS.dtype))
-        self.submit(np.zeros((1, *AUDIO_FEATURES.shape), AUDIO_FEATURES.dtype), latents).result()
+        with self.translated():
+            self.slots.reserve()
+        with self.batch(1) as batch:
+            batch.features[:] = 0
+            batch.latents[:] = latents
+            batch.send()
+            batch.faces()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
         try:
             yield
         except InferenceServerException as exc:
@@ -126,40 +127,307 @@ class TritonClient:
                 raise Cancelled("The request was cancelled.") from exc
             if any(words in str(exc.message()) for words in _QUEUE_FULL):
                 raise ServiceBusy("Triton's queue is too long.", "Try again in a few seconds.") from exc
-            if any(name in status for name in _GONE) or "unavailable" in str(exc.message()).lower():
-                raise TritonUnavailable(
-                    f"Triton at {self.url} does not answer.", "Try again in a few seconds; is the server running?"
-                ) from exc
+            if _is_gone(exc) or "unavailable" in str(exc.message()).lower():
+                raise self.unavailable() from exc
             raise TritonFailed(f"Triton refused the request: {exc.message()}", "See Triton's log.") from exc
 
-
-@dataclass
-class PendingFaces:
-    """A batch on its way."""
-
-    _client: TritonClient
-    _future: "Future[Any]"
-    _call: Any
-
-    def result(self) -> U8:
-        """Waits: uint8 (n, 256, 256, 3) BGR. Raises TritonUnavailable, ServiceBusy or TritonFailed."""
-        with self._client._translated():
-            return np.asarray(self._future.result().as_numpy(FACES.name), np.uint8)
-
-    def cancel(self) -> None:
-        if not self._future.done():
-            self._call.cancel()
+    def unavailable(self) -> TritonUnavailable:
+        return TritonUnavailable(
+            f"Triton at {self.url} does not answer.", "Try again in a few seconds; is the server running?"
+        )
 
 
-def _inputs(model: Model, arrays: dict[Tensor, NDArray[Any]]) -> list[grpc.InferInput]:
+class Batch:
+    """A batch for the ensemble: fill `features` and `latents`, send it, take its faces, release it.
+
+    features: float16 (n, 50, 384), latents: float16 (n, 8, 32, 32), to be written by the caller before `send`. Both and
+    the faces may be views of memory that the next batch is written to, so nothing of them may be used after `release`,
+    which leaving a `with` block is too. Used by one thread at a time.
+    """
+
+    def __init__(self, client: TritonClient, frames: int, priority: Priority, slot: Slot | None) -> None:
+        self._client, self._frames, self._priority, self._slot = client, frames, priority, slot
+        self._shared = slot is not None
+        self._arrays = {
+            tensor: np.empty((frames, *tensor.shape), tensor.dtype) if slot is None else slot.array(tensor, frames)
+            for tensor in LIPSYNC.inputs
+        }
+        self._future: Future[Any] | None = None
+        self._call: Any = None
+        self._released = False
+
+    @property
+    def features(self) -> NDArray[np.float16]:
+        return self._array(AUDIO_FEATURES)
+
+    @property
+    def latents(self) -> NDArray[np.float16]:
+        return self._array(FACE_LATENTS)
+
+    def _array(self, tensor: Tensor) -> NDArray[np.float16]:
+        if self._released or self._future is not None:
+            raise RuntimeError("a batch is filled before it is sent")
+        return self._arrays[tensor]
+
+    def send(self) -> None:
+        """To the ensemble; returns at once."""
+        if self._released or self._future is not None:
+            raise RuntimeError("a batch is sent once")
+        self._send()
+
+    def faces(self) -> U8:
+        """Waits: uint8 (n, 256, 256, 3) BGR, read-only. Raises TritonUnavailable, ServiceBusy or TritonFailed."""
+        if self._released or self._future is None:
+            raise RuntimeError("a batch has faces between send and release")
+        with self._client.translated():
+            try:
+                result = self._result()
+            except InferenceServerException as exc:
+                if not (self._shared and _has_forgotten(exc)):
+                    raise
+                result = self._again()
+        if not self._shared:
+            return np.asarray(result.as_numpy(FACES.name), np.uint8)
+        assert self._slot is not None
+        faces = self._slot.array(FACES, self._frames)
+        faces.flags.writeable = False
+        return faces
+
+    def release(self) -> None:
+        """Its memory may be used for another batch as soon as Triton is done with it. Never waits."""
+        if self._released:
+            return
+        self._released = True
+        future, slot = self._future, self._slot
+        if slot is None:
+            if future is not None and not future.done():
+                self._call.cancel()
+        elif future is None:
+            self._client.slots.put_back(slot)
+        else:  # not cancelled: Triton would go on and write, and there would be no word of its end
+            future.add_done_callback(lambda done: self._client.slots.take_back(slot, done.exception()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _send(self) -> None:
+        future: Future[Any] = Future()
+        self._future = future
+
+        def done(result: Any, error: InferenceServerException | None) -> None:
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        slot = self._slot if self._shared else None
+        metrics = self._client.metrics
+        metrics.batches("grpc" if slot is None else "shared_memory")
+        try:
+            # In shared memory a deadline would end our wait, not Triton's writing: _result waits by the clock instead.
+            self._call = self._client.grpc.async_infer(
+                LIPSYNC.name,
+                _inputs(LIPSYNC, self._arrays, slot),
+                callback=done,
+                outputs=_outputs(LIPSYNC, slot, self._frames),
+                priority=self._priority,
+                client_timeout=self._client.timeout if slot is None else None,
+            )
+        except BaseException:
+            self._future = None
+            raise
+        metrics.batches_in_flight.inc()
+        future.add_done_callback(lambda _: metrics.batches_in_flight.dec())
+
+    def _result(self) -> Any:
+        assert self._future is not None
+        try:
+            return self._future.result(self._client.timeout if self._shared else None)
+        except FutureTimeout as exc:
+            raise self._client.unavailable() from exc
+
+    def _again(self) -> Any:
+        """Triton was started anew and knows no regions: once more, with the slot or, if that is refused, without."""
+        assert self._slot is not None
+        self._slot.registered = False
+        self._shared = self._client.slots.register(self._slot)
+        self._send()
+        return self._result()
+
+
+class RegisteredSlots:
+    """Slots of shared memory that Triton knows. What it refuses, or the system, is logged once; raised if `on`.
+
+    That Triton can open a region of ours by its random name proves that both see the same memory: an address proves
+    nothing, since a container has its own /dev/shm and a tunnel looks local.
+    """
+
+    def __init__(self, client: grpc.InferenceServerClient, mode: SharedMemoryMode, limit: int, timeout: float) -> None:
+        """`timeout`: seconds after which Triton has finished any batch, or never will."""
+        self._client, self._mode, self._limit, self._timeout = client, mode, limit, timeout
+        remove_stale()
+        self._pool = SlotPool(limit)
+        self._refused = mode == "off"
+        self._said: set[str] = set()
+        self._sweep_at: float | None = 0.0  # monotonic time when Triton is to forget regions that are no more
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def reserve(self) -> None:
+        """With `on`, make and register all slots now. Raises SharedMemoryUnusable or InferenceServerException."""
+        if self._mode != "on":
+            return
+        taken = []
+        try:
+            for _ in range(self._limit):
+                slot = self.take()
+                if slot is None:
+                    break
+                taken.append(slot)
+        finally:
+            for slot in taken:
+                self.put_back(slot)
+
+    def take(self) -> Slot | None:
+        """None: the batch is to travel over gRPC. Raises SharedMemoryUnusable or InferenceServerException."""
+        if self._refused:
+            return None
+        try:
+            slot = self._pool.take()
+        except OSError as exc:
+            self._give_up(f"no {SLOT_BYTES / 1e6:.0f} MB of shared memory for a batch: {exc.strerror}", len(self._pool))
+            return None
+        if slot is None:
+            return None
+        try:
+            usable = slot.registered or self.register(slot)
+        except BaseException:
+            self.put_back(slot)
+            raise
+        return slot if usable else None
+
+    def register(self, slot: Slot) -> bool:
+        """Make the slot known to Triton; False: it was refused, and no slot is to be used any more.
+
+        Raises SharedMemoryUnusable with `on`, and InferenceServerException if Triton does not answer.
+        """
+        try:
+            self._client.register_system_shared_memory(slot.name, slot.key, SLOT_BYTES, client_timeout=CONTROL_TIMEOUT)
+        except InferenceServerException as exc:
+            if _is_gone(exc):
+                raise
+            if "ALREADY_EXISTS" not in str(exc.status()):  # the answer to an earlier attempt was lost
+                self._give_up(f"Triton cannot use it: {exc.message()}", 0)
+                return False
+        slot.registered = True
+        self._say("Batches travel to Triton through shared memory.")
+        self._sweep()
+        return True
+
+    def put_back(self, slot: Slot) -> None:
+        """A slot that Triton has no batch in."""
+        self._pool.put_back(slot)
+
+    def take_back(self, slot: Slot, error: BaseException | None) -> None:
+        """A slot whose batch has ended, with this error or none."""
+        if error is None or (isinstance(error, InferenceServerException) and _is_answer(error)):
+            slot.registered = slot.registered and not (error is not None and _has_forgotten(error))
+            self._pool.put_back(slot)
+            return
+        # The connection was lost: should that Triton still live, it may still write. What is dropped it may keep.
+        self._pool.drop(slot)
+        with self._lock:
+            self._sweep_at = self._sweep_at or time.monotonic() + self._timeout
+
+    def close(self) -> None:
+        """Regions are gone from the system, and from Triton if it is there."""
+        for slot in self._pool.free:
+            if slot.registered:
+                try:
+                    self._client.unregister_system_shared_memory(slot.name, client_timeout=1.0)
+                except InferenceServerException as exc:
+                    if _is_gone(exc):
+                        break
+        self._pool.close()
+
+    def _give_up(self, reason: str, remaining: int) -> None:
+        """Go on with the `remaining` slots, which may be none. Raises SharedMemoryUnusable with `on`."""
+        if self._mode == "on":
+            raise SharedMemoryUnusable(
+                f"Shared memory with Triton cannot be used: {reason}.",
+                "LIPSERVE_SHARED_MEMORY=on demands it; auto goes on over gRPC.",
+            )
+        if remaining:
+            self._pool.stop_growing()
+            self._say(f"Only {remaining} batches at once travel through shared memory, more over gRPC: {reason}.")
+        else:
+            self._refused = True
+            self._pool.close()
+            self._say(f"Batches travel to Triton over gRPC, not through shared memory: {reason}.")
+
+    def _say(self, what: str) -> None:
+        with self._lock:
+            if what in self._said:
+                return
+            self._said.add(what)
+        log.info("%s", what)
+
+    def _sweep(self) -> None:
+        """Triton forgets regions whose files are gone: of a killed gateway, or dropped long ago."""
+        with self._lock:
+            if self._sweep_at is None or time.monotonic() < self._sweep_at:
+                return
+            self._sweep_at = None
+        with suppress(InferenceServerException):
+            known = self._client.get_system_shared_memory_status(client_timeout=CONTROL_TIMEOUT).regions
+            for name in known:
+                if is_ours(name) and not exists(name):
+                    with suppress(InferenceServerException):  # still in use there: kept until the next sweep
+                        self._client.unregister_system_shared_memory(name, client_timeout=CONTROL_TIMEOUT)
+
+
+def _is_gone(error: InferenceServerException) -> bool:
+    """Whether it is that there was no answer, or not in time."""
+    return any(name in str(error.status()) for name in _GONE)
+
+
+def _is_answer(error: InferenceServerException) -> bool:
+    """Whether it is certainly from Triton itself, which then is done with the request."""
+    return any(name in str(error.status()) for name in ("NOT_FOUND", "INVALID_ARGUMENT"))
+
+
+def _has_forgotten(error: BaseException) -> bool:
+    """Whether Triton does not know the region that the request named."""
+    if not isinstance(error, InferenceServerException):
+        return False
+    return "NOT_FOUND" in str(error.status()) and "shared memory region" in str(error.message())
+
+
+def _inputs(model: Model, arrays: dict[Tensor, NDArray[Any]], slot: Slot | None = None) -> list[grpc.InferInput]:
+    """The arrays themselves, or where they lie in `slot`."""
     inputs = []
     for tensor in model.inputs:
-        array = np.ascontiguousarray(arrays[tensor], tensor.dtype)
+        array = arrays[tensor]
         wire = grpc.InferInput(tensor.name, list(array.shape), tensor.triton_dtype)
-        wire.set_data_from_numpy(array)
+        if slot is None:
+            wire.set_data_from_numpy(np.ascontiguousarray(array, tensor.dtype))
+        else:
+            wire.set_shared_memory(slot.name, tensor_bytes(tensor, len(array)), OFFSETS[tensor])
         inputs.append(wire)
     return inputs
 
 
-def _outputs(model: Model) -> list[grpc.InferRequestedOutput]:
-    return [grpc.InferRequestedOutput(tensor.name) for tensor in model.outputs]
+def _outputs(model: Model, slot: Slot | None = None, frames: int = 0) -> list[grpc.InferRequestedOutput]:
+    """To be sent back, or to be written into `slot`."""
+    outputs = []
+    for tensor in model.outputs:
+        wanted = grpc.InferRequestedOutput(tensor.name)
+        if slot is not None:
+            wanted.set_shared_memory(slot.name, tensor_bytes(tensor, frames), OFFSETS[tensor])
+        outputs.append(wanted)
+    return outputs

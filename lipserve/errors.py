@@ -29,6 +29,7 @@ LipserveError                       500  internal
 ├── ServiceBusy                     503  service_busy        (Retry-After)
 ├── TritonDidNotStart               503  triton_did_not_start
 ├── TritonUnavailable               503  triton_unavailable  (Retry-After)
+├── SharedMemoryUnusable            503  shared_memory_unusable
 └── TritonFailed                    502  triton_failed
 
 The message says what is wrong with this input; `hint` says what to do.
@@ -174,6 +175,11 @@ class TritonUnavailable(LipserveError):
     status = 503
     kind = "triton_unavailable"
     retry_after = 5
+
+
+class SharedMemoryUnusable(LipserveError):
+    status = 503
+    kind = "shared_memory_unusable"
 
 
 class TritonDidNotStart(LipserveError):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+SharedMemoryMode = Literal["auto", "on", "off"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -22,6 +23,10 @@ class Settings(BaseSettings):
         None, description="gRPC address, host:port, of an external Triton. Empty: `lipserve` starts the embedded one."
     )
     triton_timeout: float = Field(60.0, gt=0, description="Seconds a batch may take at Triton.")
+    shared_memory: SharedMemoryMode = Field(
+        "auto",
+        description="Batches lie in memory shared with Triton: `auto`, if both are on one host; `on`, or fail; `off`.",
+    )
     triton_http_port: int = Field(0, ge=0, le=65535, description="Embedded Triton's HTTP port; 0 takes a free one.")
     triton_grpc_port: int = Field(0, ge=0, le=65535, description="Embedded Triton's gRPC port; 0 takes a free one.")
     triton_metrics_port: int = Field(0, ge=0, le=65535, description="Embedded Triton's metrics port; 0: a free one.")

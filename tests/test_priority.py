@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from fastapi.testclient import TestClient
@@ -15,10 +14,10 @@ from samples import tone, write_sound
 
 from gateway.engine import Engine, SyncRequest
 from gateway.metrics import Metrics
-from gateway.triton import PendingFaces, TritonClient
-from lipserve.contract import AUDIO_FEATURES, FACE_LATENTS, LIPSYNC, MAX_BATCH_SIZE, VAE_ENCODER, Priority
+from gateway.triton import Batch, TritonClient
+from lipserve.contract import LIPSYNC, MAX_BATCH_SIZE, VAE_ENCODER, Priority
 from lipserve.embedded import EmbeddedTriton
-from lipserve.errors import Cancelled, ServiceBusy
+from lipserve.errors import ServiceBusy
 from lipserve.settings import Settings
 
 
@@ -29,17 +28,19 @@ def asker(triton: EmbeddedTriton) -> Iterator[TritonClient]:
     asker.close()
 
 
-def submit(asker: TritonClient, frames: int, priority: Priority) -> PendingFaces:
-    features, latents = (np.zeros((frames, *t.shape), t.dtype) for t in (AUDIO_FEATURES, FACE_LATENTS))
-    return asker.submit(features, latents, priority)
+def submit(asker: TritonClient, frames: int, priority: Priority) -> Batch:
+    batch = asker.batch(frames, priority)
+    batch.features[:], batch.latents[:] = 0, 0
+    batch.send()
+    return batch
 
 
 def places(asker: TritonClient, last: Priority) -> list[str]:
     """Ten batches, then one of another priority: in which order they are answered."""
     answered: list[str] = []
 
-    def wait(name: str, pending: PendingFaces) -> None:
-        pending.result()
+    def wait(name: str, pending: Batch) -> None:
+        pending.faces()
         answered.append(name)
 
     threads = []
@@ -62,16 +63,11 @@ def test_live_passes_batch_and_batch_does_not(asker: TritonClient) -> None:
 def test_a_full_queue_is_said_to_be_full(asker: TritonClient) -> None:
     batches = [submit(asker, MAX_BATCH_SIZE, Priority.BATCH) for _ in range(72)]  # 64 may wait
     with pytest.raises(ServiceBusy, match="queue is too long") as caught:
-        batches[-1].result()
+        batches[-1].faces()
     assert caught.value.retry_after > 0
     for batch in batches:
-        batch.cancel()
-    for batch in batches[:-1]:
-        try:
-            batch.result()
-        except (Cancelled, ServiceBusy):
-            continue
-    assert submit(asker, 1, Priority.LIVE).result().shape == (1, 256, 256, 3)
+        batch.release()
+    assert submit(asker, 1, Priority.LIVE).faces().shape == (1, 256, 256, 3)
 
 
 def test_a_live_frame_that_waited_too_long_is_busy_not_gone(asker: TritonClient, monkeypatch: Any) -> None:
@@ -79,7 +75,7 @@ def test_a_live_frame_that_waited_too_long_is_busy_not_gone(asker: TritonClient,
     # 1 µs, less than a batch waits for company
     monkeypatch.setattr(grpc.InferenceServerClient, "async_infer", lambda *a, **more: send(*a, timeout=1, **more))
     with pytest.raises(ServiceBusy):
-        submit(asker, 1, Priority.LIVE).result()
+        submit(asker, 1, Priority.LIVE).faces()
 
 
 @pytest.mark.parametrize(("word", "priority"), [("live", 1), ("batch", 2), (None, 2)])
@@ -123,5 +119,5 @@ def test_a_triton_without_levels_takes_no_notice(exported: Path, tmp_path: Path)
         asker = TritonClient(server.grpc_url, 60, Metrics())
         asker.warm_up()
         for priority in Priority:
-            assert submit(asker, 1, priority).result().shape == (1, 256, 256, 3)
+            assert submit(asker, 1, priority).faces().shape == (1, 256, 256, 3)
         asker.close()

@@ -1,0 +1,175 @@
+"""Memory that the gateway and a Triton on the same host both see: one region per batch, a bounded number of them.
+
+A region is a file in /dev/shm. Its space is reserved when it is made, or writing to it could end the process (SIGBUS)
+when /dev/shm is full. Its owner holds a lock on it, which the kernel frees when the owner is killed: what is not locked
+is removed by the next gateway. Knows the contract's sizes, and nothing of Triton.
+"""
+
+import fcntl
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipserve.contract import AUDIO_FEATURES, FACE_LATENTS, FACES, MAX_BATCH_SIZE, Tensor
+
+FOLDER = Path("/dev/shm")
+PREFIX = "lipserve-batch-"
+TENSORS = (AUDIO_FEATURES, FACE_LATENTS, FACES)
+PAGE = mmap.PAGESIZE
+
+
+def tensor_bytes(tensor: Tensor, frames: int) -> int:
+    """Bytes of `frames` frames of a tensor."""
+    return frames * int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
+
+
+def _offsets() -> tuple[dict[Tensor, int], int]:
+    """Where each tensor begins in a slot, in whole pages, and the bytes of all."""
+    offsets, end = {}, 0
+    for tensor in TENSORS:
+        offsets[tensor] = end
+        end += -(-tensor_bytes(tensor, MAX_BATCH_SIZE) // PAGE) * PAGE
+    return offsets, end
+
+
+OFFSETS, SLOT_BYTES = _offsets()  # 8 MB: 1.2 of features, 0.5 of latents, 6.3 of faces
+
+
+class Slot:
+    """A region that holds one batch, inputs and outputs, of at most MAX_BATCH_SIZE frames."""
+
+    def __init__(self) -> None:
+        """Raises OSError where shared memory is missing, full or forbidden."""
+        self._handle, self.name = _locked_file()
+        try:
+            os.posix_fallocate(self._handle, 0, SLOT_BYTES)
+            self._memory = mmap.mmap(self._handle, SLOT_BYTES)
+        except OSError:
+            self.close()
+            raise
+        self.registered = False  # whether Triton knows it, as far as we know
+
+    @property
+    def key(self) -> str:
+        """What shm_open calls it."""
+        return f"/{self.name}"
+
+    def array(self, tensor: Tensor, frames: int) -> NDArray[Any]:
+        """The first `frames` frames of a tensor: a view, (frames, *tensor.shape). It keeps the memory mapped."""
+        if not 1 <= frames <= MAX_BATCH_SIZE:
+            raise ValueError(f"a slot holds 1 to {MAX_BATCH_SIZE} frames, not {frames}")
+        view: NDArray[Any] = np.ndarray((frames, *tensor.shape), tensor.dtype, self._memory, OFFSETS[tensor])
+        return view
+
+    def close(self) -> None:
+        """Nobody can open it any more. Who has it mapped, Triton too, keeps it until he is done."""
+        (FOLDER / self.name).unlink(missing_ok=True)
+        with suppress(OSError):
+            os.close(self._handle)
+        self._handle = -1
+
+
+class SlotPool:
+    """At most `limit` slots, made when first needed, the last one used first. Safe to use from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free: list[Slot] = []
+        self._made: set[Slot] = set()
+        self._lock = Lock()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @property
+    def free(self) -> list[Slot]:
+        """Those in nobody's hands."""
+        with self._lock:
+            return list(self._free)
+
+    def take(self) -> Slot | None:
+        """A slot that is the caller's alone until it is put back or dropped; None: all are taken. Raises OSError."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._closed or len(self._made) >= self._limit:
+                return None
+            slot = Slot()
+            self._made.add(slot)
+            return slot
+
+    def stop_growing(self) -> None:
+        """Make no more slots than there are."""
+        with self._lock:
+            self._limit = len(self._made)
+
+    def put_back(self, slot: Slot) -> None:
+        """Only when nobody reads or writes it any more, Triton least of all."""
+        with self._lock:
+            if not self._closed:
+                self._free.append(slot)
+
+    def drop(self, slot: Slot) -> None:
+        """Never to be used again, since somebody may still write into it; another may be made in its place."""
+        with self._lock:
+            self._made.discard(slot)
+            slot.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for slot in self._made:
+                slot.close()
+            self._made.clear()
+            self._free.clear()
+
+
+def remove_stale() -> None:
+    """Remove regions whose gateways are gone. Those of living ones, in this process or another, are locked."""
+    for file in FOLDER.glob(f"{PREFIX}*"):
+        with suppress(OSError), _opened(file, os.O_RDWR) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink(missing_ok=True)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a gateway gave a region this name."""
+    return name.startswith(PREFIX)
+
+
+def exists(name: str) -> bool:
+    return (FOLDER / name).exists()
+
+
+@contextmanager
+def _opened(file: Path, flags: int) -> Iterator[int]:
+    handle = os.open(file, flags)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _locked_file() -> tuple[int, str]:
+    """A new, empty file of ours, open and locked, and its name. Raises OSError."""
+    while True:
+        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+        handle = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:  # else another gateway's remove_stale was between the two lines
+                return handle, name
+        except OSError:
+            (FOLDER / name).unlink(missing_ok=True)
+            os.close(handle)
+            raise
+        os.close(handle)
