@@ -5,6 +5,7 @@ when /dev/shm is full. Its owner holds a lock on it, which the kernel frees when
 is removed by the next gateway. Knows the contract's sizes, and nothing of Triton.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -23,6 +24,7 @@ from lipserve.contract import AUDIO_FEATURES, FACE_LATENTS, FACES, MAX_BATCH_SIZ
 FOLDER = Path("/dev/shm")
 PREFIX = "lipserve-batch-"
 TENSORS = (AUDIO_FEATURES, FACE_LATENTS, FACES)
+KEPT_FREE = 64 << 20  # bytes of /dev/shm for others: Triton's Python backend fails if there are none when it needs them
 PAGE = mmap.PAGESIZE
 
 
@@ -48,6 +50,7 @@ class Slot:
 
     def __init__(self) -> None:
         """Raises OSError where shared memory is missing, full or forbidden."""
+        _require_space()
         self._handle, self.name = _locked_file()
         try:
             os.posix_fallocate(self._handle, 0, SLOT_BYTES)
@@ -148,6 +151,14 @@ def is_ours(name: str) -> bool:
 
 def exists(name: str) -> bool:
     return (FOLDER / name).exists()
+
+
+def _require_space() -> None:
+    """Raise OSError unless a slot leaves KEPT_FREE."""
+    found = os.statvfs(FOLDER)
+    free = found.f_bavail * found.f_frsize
+    if free < SLOT_BYTES + KEPT_FREE:
+        raise OSError(errno.ENOSPC, f"{FOLDER} has {free >> 20} MB free, of which {KEPT_FREE >> 20} are left to others")
 
 
 @contextmanager

@@ -364,7 +364,7 @@ class RegisteredSlots:
             )
         if remaining:
             self._pool.stop_growing()
-            self._say(f"Only {remaining} batches at once travel through shared memory, more over gRPC: {reason}.")
+            self._say(f"Batches beyond {remaining} at once travel to Triton over gRPC: {reason}.")
         else:
             self._refused = True
             self._pool.close()

@@ -123,6 +123,15 @@ def test_a_pool_has_a_limit_and_takes_back() -> None:
     assert regions() == before
 
 
+def test_a_slot_leaves_room_for_triton_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = os.statvfs(tmp_path)
+    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
+    monkeypatch.setattr(shared_memory, "KEPT_FREE", 2 * free.f_blocks * free.f_frsize)
+    with pytest.raises(OSError, match="left to others"):
+        SlotPool(1).take()
+    assert not list(tmp_path.iterdir())
+
+
 MAKE_A_SLOT = (
     "import sys, time; from gateway.shared_memory import Slot; print(Slot().name, flush=True); time.sleep(600)"
 )
@@ -331,7 +340,7 @@ def test_full_shared_memory_is_grpc_or_an_error_and_never_a_crash(
             batch.faces()
     said = [record.message for record in caplog.records if record.name == "gateway.triton"]
     assert len(said) == 2
-    assert "Only 1 batches at once" in said[1] and "No space left" in said[1]
+    assert "beyond 1 at once" in said[1] and "No space left" in said[1]
     assert [sent(client.metrics, way) for way in ("shared_memory", "grpc")] == [1, 2]
     client.close()
     demanding = client_of(triton, "on")
