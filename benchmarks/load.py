@@ -305,21 +305,14 @@ def load(service: Service, sampler: Sampler, args: argparse.Namespace) -> dict[s
     audio = spoken(args.seconds)
     service.sync(audio)
     rows = [level(service, sampler, audio, int(n), args.rounds) for n in args.clients.split(",")]
-    titles = (
-        "clients",
-        "fps",
-        "p50 s",
-        "p95 s",
-        "p99 s",
-        "slowest / median",
-        "of clients",
-        "gateway cores",
-        "Triton cores",
-    )
-    table = Table(*titles, "gateway MB", "Triton MB", title=f"{args.rounds} requests of {args.seconds:g} s per client")
+    work = f"{args.rounds} requests of {args.seconds:g} s per client"
+    seen = Table("clients", "fps", "p50 s", "p95 s", "p99 s", "slowest/median", "of clients", title=work)
+    used = Table("clients", "gateway cores", "Triton cores", "gateway MB", "Triton MB", title="CPU, and memory at most")
     for row in rows:
-        table.add_row(str(int(row["clients"])), *(f"{value:.2f}" for value in list(row.values())[1:]))
-    Console().print(table)
+        clients, *values = row.values()
+        seen.add_row(str(int(clients)), *(f"{value:.2f}" for value in values[:-4]))
+        used.add_row(str(int(clients)), *(f"{value:.2f}" for value in values[-4:]))
+    Console().print(seen, used)
     result: dict[str, object] = {"seconds": args.seconds, "rounds": args.rounds, "levels": [rounded(r) for r in rows]}
     if args.requests:
         result["leaks"] = leaks(service, sampler, args.requests)

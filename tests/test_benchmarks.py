@@ -195,7 +195,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_one_long_request(stub: Any, tmp_path: Path) -> None:
     with load.Sampler(stub) as sampler:
         found = load.long_request(stub, sampler, 1.5)
-    assert found["gateway_mb_most"] - 30 > 0
+    assert 30 < found["gateway_mb_grown"] < 80  # counted from half of the way on, since it lasts less than two minutes
     assert found["minutes"] == 1.5
     assert len(found["fps_by_tenths"]) == 10
     sampler.write(tmp_path / "a.csv")
