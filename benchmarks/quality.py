@@ -18,7 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from lipsync import against_loudness, against_truth, common, measure, upper_face, write_wav
+from lipsync import PAUSE_LEVEL, against_loudness, against_truth, common, loudness, measure, upper_face, write_wav
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +30,7 @@ from export.portrait.controls import REST_MOUTH
 from export.portrait.identity import BUNDLED, Identity
 from export.portrait.motion import idle_motion
 from export.portrait.portrait import Portrait
-from export.speech.coarticulation import mouth_track, mouths
+from export.speech.coarticulation import mouth_track, mouths, opening
 from export.speech.espeak import Speech
 from export.speech.voices import HELD_OUT_VARIANTS
 from export.training.corpus import utterance
@@ -50,6 +50,7 @@ STRANGER = 20_270_101  # seed
 SEED = 1  # of the held-out sentences: the training's validation has 0
 EVERY = 4  # frames between those whose picture is compared
 QUIET_SECONDS = 5
+TRUE_SENTENCES = 48  # whose true mouths are held against their loudness
 FAINT = 10 ** (-60 / 20)  # root mean square of the faint noise, of full scale
 FIGURES = ("correlation", "lag", "closure_recall", "silence_shut", "psnr_mouth", "upper_face_change", "psnr_still")
 
@@ -184,6 +185,24 @@ def quiet_sounds() -> dict[str, NDArray[np.float32]]:
     return {"silence": np.zeros(count, np.float32), "faint noise": noise.astype(np.float32)}
 
 
+def true_mouths(recording: NDArray[np.float32]) -> dict[str, float]:
+    """How the true opening of held-out sentences follows their loudness, with as many quiet frames as the recording.
+
+    A mouth opens by the phoneme, not by the loudness: this is what a perfect one would have of a recording. 16 kHz.
+    """
+    quiet = float((loudness(recording, recording.size * FPS // SAMPLE_RATE, FPS) < PAUSE_LEVEL).mean())
+    openings, levels = [], []
+    for _, _, speech in sentences(TRUE_SENTENCES):
+        shown = opening(mouth_track(speech, FPS))
+        count = min(len(shown), speech.samples.size * FPS // SAMPLE_RATE)
+        openings.append(shown[:count])
+        levels.append(np.clip(loudness(speech.samples, count, FPS) - PAUSE_LEVEL, 0, None))
+    level, shown = np.concatenate(levels), np.concatenate(openings)
+    pauses = np.zeros(max(0, round((quiet - (level == 0).mean()) * level.size / (1 - quiet))))
+    both = np.corrcoef(np.concatenate((level, pauses)), np.concatenate((shown, pauses)))
+    return {"envelope_correlation": float(both[0, 1]), "quiet": quiet}
+
+
 def run(avatars: list[str], count: int, recording: Path | None, console: Console) -> dict[str, object]:
     """Everything, in one service with folders of its own."""
     base = Settings()
@@ -199,6 +218,8 @@ def run(avatars: list[str], count: int, recording: Path | None, console: Console
                     results[avatar_id] = of_person(studio, person(avatar_id), count, recording, console)
             finally:
                 engine.close()
+    if recording is not None:
+        results["true mouths"] = true_mouths(as_speech(read_sound(recording, 3600)))
     return results
 
 

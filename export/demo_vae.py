@@ -45,7 +45,9 @@ class Encoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Latents of pictures, of any range."""
-        colours = functional.pad(functional.avg_pool2d(pictures, CELL), (0, 0, 0, 0, 0, contract.LATENT_CHANNELS - COLOURS))
+        colours = functional.pad(
+            functional.avg_pool2d(pictures, CELL), (0, 0, 0, 0, 0, contract.LATENT_CHANNELS - COLOURS)
+        )
         latents: Tensor = self.last(self.layers(pictures)) + colours
         return latents
 

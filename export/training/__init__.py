@@ -17,8 +17,8 @@
 
 With `--start models/demo` the networks begin with the bundled weights, and take half the steps at half the rate.
 
-Time, as the bundled weights were last trained, with `--start`: two cores of an AMD EPYC (AVX-512, bfloat16), stages side
-by side and with much other work on the machine:
+Time, as the bundled weights were last trained, with `--start`: two cores of an AMD EPYC (AVX-512, bfloat16), stages
+side by side and with much other work on the machine:
 
     speech      10 640 utterances, 10 h of sound                           20 min
     faces       184 identities, 11 040 pictures, one core                  30 min

@@ -149,7 +149,9 @@ class Workshop:
     def _audio(self, networks: Networks) -> Run[Any]:
         from export.training.audio import AudioStage
 
-        return self._run(AudioStage(networks.audio_encoder, self.folder, self.sizes.audio_batch), self._plan(self.sizes.audio))
+        return self._run(
+            AudioStage(networks.audio_encoder, self.folder, self.sizes.audio_batch), self._plan(self.sizes.audio)
+        )
 
     def _unet(self, networks: Networks) -> Run[Any]:
         from export.training.unet import UNetStage

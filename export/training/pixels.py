@@ -48,6 +48,6 @@ def psnr(made: Tensor, target: Tensor, weights: Tensor) -> float:
 
 
 def colour_error(made: Tensor, target: Tensor) -> float:
-    """How far off the colours of larger parts are, grey levels: the mean absolute difference of 32 × 32 pixels' means."""
+    """Mean absolute difference of the means of 32 × 32 pixels, grey levels: how far off larger parts' colours are."""
     means = functional.avg_pool2d(made.clamp(-1, 1) - target, 32)
     return float(means.abs().mean() * 127.5)
