@@ -36,13 +36,24 @@ from avatar_prep.prepare import checked_parameters
 from export.triton_config import render
 from gateway.audio import frame_count, speech
 from gateway.engine import Engine
-from gateway.features import Prompts
+from gateway.features import Padding, Prompts
 from gateway.metrics import Metrics
 from gateway.triton import Batch, TritonClient
 from lipserve.avatar import Avatar
-from lipserve.contract import AUDIO_WIDTH, FACE_SIZE, LIPSYNC, MAX_BATCH_SIZE, N_LAYERS, VAE_ENCODER, WEIGHTS_ID, Tensor
+from lipserve.contract import (
+    AUDIO_WIDTH,
+    FACE_SIZE,
+    LIPSYNC,
+    MAX_BATCH_SIZE,
+    N_LAYERS,
+    SAMPLE_RATE,
+    SEGMENT_STATES,
+    VAE_ENCODER,
+    WEIGHTS_ID,
+    Tensor,
+)
 from lipserve.embedded import EmbeddedTriton
-from lipserve.media import read_sound
+from lipserve.media import Sound, read_sound
 from lipserve.settings import Settings, SharedMemoryMode
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -81,7 +92,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         np.save(repository / LIPSYNC.name / "1/faces.npy", faces_of(avatar))
         engine.warm_up()
         engine.close()
-        frames = frame_count(speech(sound), info.fps)
+        frames = frame_count(speech(sound).size, info.fps)
         host = {
             p: host_stages(settings.model_copy(update={"video_preset": p}), avatar, sound, scratch) for p in presets
         }
@@ -148,7 +159,8 @@ def transport(
     metrics, in_flight = Metrics(), settings.batches_in_flight
     client = TritonClient(triton.grpc_url, settings.triton_timeout, metrics, mode, clients * (in_flight + 1))
     indices = list(range(batch_size))
-    heard = Prompts(np.ones((50, N_LAYERS, AUDIO_WIDTH), np.float16), 25)
+    states = np.ones((SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH), np.float16)
+    heard = Prompts(Sound(np.zeros((1, SAMPLE_RATE), np.float32), SAMPLE_RATE), 25, Padding(), lambda _: states)
     pending: deque[Batch] = deque()
     server = family(triton.pid or 0)
 

@@ -179,7 +179,7 @@ def spoken(seconds: float) -> bytes:
 
 def frames_of(audio: bytes, fps: int = 25) -> int:
     """Video frames for a WAV of `spoken`."""
-    return frame_count(np.zeros((len(audio) - 44) // 2, np.float32), fps)
+    return frame_count((len(audio) - 44) // 2, fps)
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
