@@ -20,7 +20,7 @@ With `--start models/demo` the networks begin with the bundled weights, and take
 Time, as the bundled weights were last trained, with `--start`: two cores of an AMD EPYC (AVX-512, bfloat16), stages
 side by side and with much other work on the machine:
 
-    speech      10 640 utterances, 10 h of sound                           20 min
+    speech      10 640 utterances, 11 h of sound                           20 min
     faces       184 identities, 11 040 pictures, one core                  30 min
     vae         1750 steps of 8 squares, one core                          23 min
     audio       1850 steps of 2 × 30 s, one core                           45 min
