@@ -3,7 +3,20 @@
 LipserveError                       500  internal
 ├── InvalidParameter                422  invalid_parameter
 │   ├── InvalidAvatarId             422  invalid_avatar_id
-│   └── PathNotAllowed              422  path_not_allowed
+│   ├── PathNotAllowed              422  path_not_allowed
+│   └── UrlNotAllowed               422  url_not_allowed
+├── Unauthorized                    401  unauthorized        (WWW-Authenticate)
+├── JobNotFound                     404  job_not_found
+├── UploadNotFound                  404  upload_not_found
+├── LinkExpired                     403  link_expired
+├── JobNotDone                      409  job_not_done
+├── QueueFull                       429  queue_full          (Retry-After)
+├── RateLimited                     429  rate_limited        (Retry-After)
+├── JobTimedOut                     504  job_timed_out
+├── Interrupted                     500  interrupted
+├── FetchFailed                     422  fetch_failed
+├── SpeechUnavailable               503  speech_unavailable
+├── StorageInUse                    503  storage_in_use
 ├── UploadStalled                   408  upload_stalled
 ├── PayloadTooLarge                 413  payload_too_large
 ├── BadMedia                        422  (one of its children)
@@ -63,6 +76,72 @@ class InvalidAvatarId(InvalidParameter):
 
 class PathNotAllowed(InvalidParameter):
     kind = "path_not_allowed"
+
+
+class UrlNotAllowed(InvalidParameter):
+    kind = "url_not_allowed"
+
+
+class Unauthorized(LipserveError):
+    status = 401
+    kind = "unauthorized"
+
+
+class JobNotFound(LipserveError):
+    status = 404
+    kind = "job_not_found"
+
+
+class UploadNotFound(LipserveError):
+    status = 404
+    kind = "upload_not_found"
+
+
+class LinkExpired(LipserveError):
+    status = 403
+    kind = "link_expired"
+
+
+class JobNotDone(LipserveError):
+    status = 409
+    kind = "job_not_done"
+
+
+class QueueFull(LipserveError):
+    status = 429
+    kind = "queue_full"
+    retry_after = 5
+
+
+class RateLimited(LipserveError):
+    status = 429
+    kind = "rate_limited"
+    retry_after = 5
+
+
+class JobTimedOut(LipserveError):
+    status = 504
+    kind = "job_timed_out"
+
+
+class Interrupted(LipserveError):
+    status = 500
+    kind = "interrupted"
+
+
+class FetchFailed(LipserveError):
+    status = 422
+    kind = "fetch_failed"
+
+
+class SpeechUnavailable(LipserveError):
+    status = 503
+    kind = "speech_unavailable"
+
+
+class StorageInUse(LipserveError):
+    status = 503
+    kind = "storage_in_use"
 
 
 class UploadStalled(LipserveError):

@@ -6,8 +6,10 @@ Each field is set by the environment variable `LIPSERVE_<FIELD>`; the README's t
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lipserve.contract import MAX_FPS, MIN_FPS
 
 SharedMemoryMode = Literal["auto", "on", "off"]
 Positive = Annotated[int, Field(gt=0)]
@@ -29,13 +31,19 @@ class Settings(BaseSettings):
     )
     triton_http_port: int = Field(0, ge=0, le=65535, description="Embedded Triton's HTTP port; 0 takes a free one.")
     triton_grpc_port: int = Field(0, ge=0, le=65535, description="Embedded Triton's gRPC port; 0 takes a free one.")
+    triton_metrics_url: str | None = Field(
+        None, description="An external Triton's metrics, for the GPU memory in /health. The embedded one's is known."
+    )
     triton_metrics_port: int = Field(0, ge=0, le=65535, description="Embedded Triton's metrics port; 0: a free one.")
 
     avatars_dir: Path = Field(Path("avatars"), description="Prepared avatars, a folder each.")
     models_dir: Path = Field(Path("models"), description="Weights and the files that `lipserve setup` fetches.")
     model_repository: Path = Field(Path("model_repository/cpu"), description="The embedded Triton's models.")
     profile: str = Field("demo", pattern=r"^[a-z0-9_-]+$", description="Weights in use: a folder of models_dir.")
-    work_dir: Path = Field(Path(".run"), description="Uploads and results in progress, and Triton's log.")
+    work_dir: Path = Field(Path(".run"), description="Requests in progress, and Triton's log.")
+    storage_dir: Path = Field(
+        Path("storage"), description="Jobs with their inputs and results, uploads, keys. One gateway's own."
+    )
     media_dir: Path | None = Field(None, description="Folder that `*_path` form fields may name files of. Empty: none.")
 
     max_upload_mb: Positive = Field(200, description="Largest request body, in 10^6 bytes.")
@@ -44,12 +52,22 @@ class Settings(BaseSettings):
     max_frame_pixels: Positive = Field(1920 * 1920, description="Largest frame of an avatar, width times height.")
 
     avatar_cache: Positive = Field(16, description="Avatars kept open (memory-mapped), least recently used out first.")
-    max_concurrent_syncs: Positive = Field(4, description="Lip-sync requests rendered at once; more wait their turn.")
-    max_waiting: Positive = Field(64, description="Requests that may wait for their turn; beyond: 503.")
+    max_concurrent_syncs: Positive = Field(4, description="Lip-sync calls and jobs rendered at once; more wait.")
+    max_waiting: Positive = Field(64, description="Calls, and jobs, that may wait for their turn; beyond: 429.")
+    job_timeout_seconds: Positive = Field(3600, description="Longest a job may be worked on.")
+    job_retention_hours: Positive = Field(168, description="Ended jobs, results and uploads are kept this long.")
+    storage_max_gb: Positive = Field(20, description="Beyond this, the oldest results and uploads go first.")
+    max_picture_avatars: Positive = Field(
+        64, description="Avatars made of `source_url` pictures and clips that are kept, least recently used out first."
+    )
+    output_fps: int | None = Field(None, ge=MIN_FPS, le=MAX_FPS, description="Frame rate. Empty: the avatar's own.")
     priority: Literal["live", "batch"] = Field(
         "batch", description="What lip-sync calls here are to Triton, which may serve others: `live` ones go first."
     )
     batches_in_flight: Positive = Field(2, description="Batches of one request that are at Triton at the same time.")
+
+    lazy_load: bool = Field(False, description="The embedded Triton loads its models when they are first needed.")
+    unload_idle_seconds: int = Field(0, ge=0, description="With lazy_load: models unused this long go. 0: never.")
 
     audio_threads: Positive = Field(2, description="ONNX Runtime threads of the audio encoder.")
     feature_cache: int = Field(8, ge=0, description="Segments of 30 s whose audio features are kept, 5.8 MB each.")
@@ -61,4 +79,34 @@ class Settings(BaseSettings):
     )
     video_crf: int = Field(18, ge=0, le=40, description="Quality, as of libx264: lower is better and larger.")
     video_threads: Positive = Field(2, description="libx264 threads for one video.")
+
+    public_url: str | None = Field(
+        None, description="Where clients reach this service, for the URLs it gives out. Empty: as the request says."
+    )
+    keys_file: Path | None = Field(
+        None, description="API keys, hashed, from `lipserve keys add`. Empty: no key is asked for."
+    )
+    rate_limit: int = Field(0, ge=0, description="Calls a minute of one key; 0: any number.")
+    key_concurrency: int = Field(0, ge=0, description="Jobs and calls of one key at once; 0: any number.")
+    cors_origins: str = Field("", description="Origins that browsers may call from, comma between. Empty: none.")
+    result_url_seconds: Positive = Field(86400, description="How long a signed result URL is good.")
+
+    fetch_urls: bool = Field(True, description="Whether `source_url`, `audio_url` and webhooks are followed at all.")
+    fetch_allow: str = Field(
+        "", description="host:port, comma between, that may be fetched though they are not public. Empty: none."
+    )
+    fetch_timeout_seconds: Positive = Field(60, description="Longest that one URL may take.")
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks (Standard Webhooks, whsec_…). Empty: one made at first start, in storage_dir."
+    )
+
+    tts: Literal["espeak", "openai", "off"] = Field(
+        "espeak", description="What speaks `text` scripts: eSpeak NG, or any OpenAI-compatible speech endpoint."
+    )
+    tts_url: str = Field("", description="Of the speech endpoint, up to and with /v1.")
+    tts_key: SecretStr | None = Field(None, description="Sent to the speech endpoint as a bearer token.")
+    tts_model: str = Field("tts-1", description="The speech endpoint's model.")
+    tts_voice: str = Field("", description="Voice if a script names none. Empty: en-gb, or alloy.")
+    max_text_chars: Positive = Field(5000, description="Longest text of one script.")
+
     log_format: Literal["json", "console"] = Field("json", description="Log lines as JSON objects, or for people.")

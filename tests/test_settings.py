@@ -19,7 +19,7 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `LIPSERVE_(\w+)` \| (.*?) \|", README.read_text(), re.MULTILINE))
     expected = {}
     for name, field in Settings.model_fields.items():
-        expected[name.upper()] = "" if field.default is None else f"`{field.default}`"
+        expected[name.upper()] = "" if field.default in (None, "") else f"`{field.default}`"
     assert rows == expected
 
 

@@ -30,12 +30,14 @@ LIPS = "Papa bought my five maps, please. Then we saw the moon."
 
 
 def said(*symbols: str, length: float = 0.12, around: float = 0.4) -> Speech:
-    """Phonemes of equal length between two pauses, over silent samples."""
+    """Phonemes of equal length and loudness between two pauses."""
     marks = [("", 0.0, around)]
     for symbol in symbols:
         marks.append((symbol, marks[-1][2], marks[-1][2] + length))
     marks.append(("", marks[-1][2], marks[-1][2] + around))
-    return Speech(np.zeros(round(marks[-1][2] * SAMPLE_RATE), np.float32), tuple(Phone(*mark) for mark in marks))
+    samples = np.zeros(round(marks[-1][2] * SAMPLE_RATE), np.float32)
+    samples[round(around * SAMPLE_RATE) : round(marks[-1][1] * SAMPLE_RATE)] = 0.3
+    return Speech(samples, tuple(Phone(*mark) for mark in marks))
 
 
 # -- rules of the mouth, without a synthesiser ------------------------------------------------------------------------
@@ -57,6 +59,17 @@ def test_lips_close_completely_on_p_b_m(letter: str, length: float) -> None:
 def test_a_vowel_between_closures_opens() -> None:
     speech = said("p", "a", "p", length=0.2)
     assert opening(mouth_at(speech, np.array([0.7])))[0] > 0.45
+
+
+def test_a_loud_vowel_opens_wider_whatever_the_recording_level() -> None:
+    speech, times = said("a", "p", "a", length=0.3), np.array([0.55, 1.15])
+    quiet = speech.samples.copy()
+    quiet[round(0.9 * SAMPLE_RATE) :] *= 0.1  # 20 dB: where the effort ends
+    before = opening(mouth_at(speech, times))
+    after = opening(mouth_at(Speech(quiet, speech.phones), times))
+    assert after[0] == pytest.approx(before[0], rel=0.05) and after[1] < 0.5 * before[1]
+    lower = Speech(quiet * np.float32(0.03), speech.phones)
+    np.testing.assert_allclose(opening(mouth_at(lower, times)), after, rtol=1e-3)
 
 
 @pytest.mark.parametrize("letter", ["f", "v"])

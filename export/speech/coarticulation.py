@@ -1,9 +1,10 @@
 """Phonemes in time to the mouth in time.
 
 Each viseme pulls the mouth towards its target with a strength that fades with distance in time, and the mouth is their
-weighted mean (Cohen and Massaro 1993, "Modeling coarticulation in synthetic visual speech"). On top of that lie three
-rules that hold exactly: lips meet for p, b and m; the lower lip meets the teeth for f and v; pauses are the mouth at
-rest. Time is in seconds, on the sound's own clock.
+weighted mean (Cohen and Massaro 1993, "Modeling coarticulation in synthetic visual speech"). The jaw opens wider the
+louder a sound is (Schulman 1989, "Articulatory dynamics of loud and normal speech"). On top of that lie three rules
+that hold exactly: lips meet for p, b and m; the lower lip meets the teeth for f and v; pauses are the mouth at rest.
+Time is in seconds, on the sound's own clock.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ MERGE_GAP = 0.080  # seconds: closures nearer than this are one
 OPENING_RAMP = 0.090  # seconds the mouth starts to move before a phrase is heard
 CLOSING_RAMP = 0.150  # seconds it takes to shut after one
 
+HEARD = 0.080  # seconds over which loudness is taken
+EFFORT_RANGE = 20.0  # dB below an utterance's loud parts, where the effort ends
+LOUD_PART = 95  # percentile of an utterance's power
+EFFORT = (0.4, 1.15)  # factor of lip opening and jaw, of the quietest sound and the loudest
+EFFORT_SMOOTH = 0.030  # seconds, deviation of the Gaussian on it
+
 
 def frame_times(count: int, fps: int) -> F64:
     """The middle of every video frame, seconds. The audio window of a frame is centred there too."""
@@ -54,7 +61,7 @@ def mouth_track(speech: Speech, fps: int = 25) -> F32:
 def mouth_at(speech: Speech, times: F64) -> F32:
     """The mouth at given times, seconds: float32 (n, 9). Outside the speech it is at rest."""
     grid = np.arange(-CLOSING_RAMP, speech.seconds + CLOSING_RAMP + STEP, STEP)
-    curve = _curve(gestures(speech.phones), grid)
+    curve = _curve(gestures(speech.phones), _effort(speech.samples, grid), grid)
     columns = [np.interp(times, grid, curve[:, i], left=rest, right=rest) for i, rest in enumerate(REST_ROW)]
     return np.stack(columns, axis=1).astype(np.float32)
 
@@ -91,7 +98,19 @@ def classes_at(speech: Speech, times: F64) -> NDArray[np.int64]:
     return np.asarray(np.where(inside, numbers[np.maximum(index, 0)], NAMES.index(REST)), np.int64)
 
 
-def _curve(parts: list[Gesture], grid: F64) -> F64:
+def _effort(samples: F32, grid: F64) -> F64:
+    """The factor of opening and jaw on the grid, by the loudness around each instant: float64 (t,)."""
+    power = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    middles, half = grid * SAMPLE_RATE, 0.5 * HEARD * SAMPLE_RATE
+    low, high = (np.clip(middles + side, 0, samples.size).astype(int) for side in (-half, half))
+    mean = (power[high] - power[low]) / (2 * half)
+    loud = float(np.percentile(mean[mean > 0], LOUD_PART)) if mean.any() else 1.0
+    level = 10 * np.log10(np.maximum(mean / loud, 1e-9))
+    share = _smooth(np.clip(1 + level / EFFORT_RANGE, 0, 1)[:, None], EFFORT_SMOOTH)[:, 0]
+    return EFFORT[0] + (EFFORT[1] - EFFORT[0]) * share
+
+
+def _curve(parts: list[Gesture], effort: F64, grid: F64) -> F64:
     """The mouth on the grid: float64 (t, 9)."""
     spoken = [part for part in parts if part.name != REST]
     curve: F64 = np.tile(REST_ROW, (grid.size, 1))
@@ -99,7 +118,9 @@ def _curve(parts: list[Gesture], grid: F64) -> F64:
         return curve
     voiced = _pulled(spoken, grid)
     level = _presence(spoken, grid)[:, None]
-    curve = curve + level * (_smooth(voiced) - curve)
+    curve = curve + level * (_smooth(voiced, SMOOTH) - curve)
+    for name in ("open", "jaw"):
+        curve[:, COLUMN[name]] = np.minimum(effort * curve[:, COLUMN[name]], 1.0)
     _tuck(curve, spoken, grid)
     _shut(curve, spoken, grid)
     return curve
@@ -128,10 +149,10 @@ def _sounding_middle(part: Gesture) -> float:
     return 0.5 * (part.start + part.end)
 
 
-def _smooth(curve: F64) -> F64:
-    """Rounded by a Gaussian along time."""
-    reach = int(3 * SMOOTH / STEP)
-    kernel = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) * STEP / SMOOTH))
+def _smooth(curve: F64, deviation: float) -> F64:
+    """Rounded by a Gaussian along time, its deviation in seconds."""
+    reach = int(3 * deviation / STEP)
+    kernel = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) * STEP / deviation))
     padded = np.pad(curve, ((reach, reach), (0, 0)), mode="edge")
     return np.stack([np.convolve(column, kernel / kernel.sum(), "valid") for column in padded.T], axis=1)
 

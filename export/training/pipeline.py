@@ -27,7 +27,7 @@ AUDIO = Plan(steps=3700, rate=2e-3, warm_up=100, evaluate_every=100)
 UNET = Plan(steps=2700, rate=1.2e-3, warm_up=200, evaluate_every=250, rates={"decoder": 0.3})
 
 
-FURTHER_STEPS, FURTHER_RATE = 0.5, 0.5  # of a plan's, for a network that begins with trained weights
+FURTHER_STEPS, FURTHER_RATE = 0.3, 0.5  # of a plan's, for a network that begins with trained weights
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Workshop:
     """One training: where it lies, its seed and its size.
 
     `face_models`: the folder of MediaPipe's two networks; `start`: graphs that the networks begin with, instead of
-    with random weights
+    with random weights; one whose stage is left out stays as it was
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class Workshop:
         """The encoder's latents of all faces."""
         from export.training import latents
 
-        networks = demo.build(self.seed)
+        networks = self._begun()
         self._vae(networks).use_average()
         for split in SPLITS:
             _follow_counted(latents.build(self.folder, split, networks.vae), f"latents {split}")
@@ -105,7 +105,7 @@ class Workshop:
         """The audio encoder's prompts for all faces."""
         from export.training import windows
 
-        networks = demo.build(self.seed)
+        networks = self._begun()
         self._audio(networks).use_average()
         for split in SPLITS:
             made = windows.build(self.folder, split, networks.audio_encoder.eval(), self.seed)
@@ -117,7 +117,7 @@ class Workshop:
 
     def pack(self, out: Path) -> dict[str, Any]:
         """Write the graphs with the averaged weights of all stages and `training.json`; returns what that says."""
-        networks = demo.build(self.seed)
+        networks = self._begun()
         runs = {"audio": self._audio(networks), "unet": self._unet(networks)}
         scores = {name: {"steps": run.step} | run.scores() for name, run in runs.items()}
         for run in runs.values():
