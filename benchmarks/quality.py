@@ -188,7 +188,8 @@ def quiet_sounds() -> dict[str, NDArray[np.float32]]:
 def true_mouths(recording: NDArray[np.float32]) -> dict[str, float]:
     """How the true opening of held-out sentences follows their loudness, with as many quiet frames as the recording.
 
-    A mouth opens by the phoneme, not by the loudness: this is what a perfect one would have of a recording. 16 kHz.
+    A mouth opens by the phoneme first and by its loudness second: this is what a perfect one would have of a
+    recording. 16 kHz.
     """
     quiet = float((loudness(recording, recording.size * FPS // SAMPLE_RATE, FPS) < PAUSE_LEVEL).mean())
     openings, levels = [], []

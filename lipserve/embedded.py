@@ -228,13 +228,18 @@ class EmbeddedTriton:
             region.unlink(missing_ok=True)
 
     def _wait_until_ready(self) -> None:
+        """A crash is forgiven once, the supervisor starts it again: on a busy machine the Python backend was seen to
+        abort over a lock it shares with its stubs."""
         deadline = time.monotonic() + READY_TIMEOUT
+        crashed: subprocess.Popen[bytes] | None = None
         while time.monotonic() < deadline:
             if not self._supervisor.is_alive():
                 raise self._did_not_start("could not be started")
             process = self._process
-            if process is not None and process.poll() is not None:
-                raise self._did_not_start(f"ended with {_exit_name(process.returncode)}")
+            if process is not None and process is not crashed and process.poll() is not None:
+                if process.returncode >= 0 or crashed is not None:
+                    raise self._did_not_start(f"ended with {_exit_name(process.returncode)}")
+                crashed = process
             if self._is_ready():
                 return
             time.sleep(0.1)
@@ -256,7 +261,7 @@ class EmbeddedTriton:
             with self.log_file.open("rb") as handle:
                 handle.seek(self._log_start)
                 lines = handle.read().decode(errors="replace").splitlines()
-            errors = [line for line in lines if line.startswith(("E", "error:")) and "CUDA" not in line]
+            errors = [line for line in lines if line.startswith(("E", "error:")) and "CUDA" not in line.upper()]
             tail = "\n".join((errors or lines)[-10:])
         return TritonDidNotStart(f"tritonserver {what}.", f"From {self.log_file}:\n{tail}")
 

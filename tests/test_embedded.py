@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,18 @@ def test_no_orphan_and_no_shared_memory_after_the_parent_is_gone(
 
 
 def test_a_killed_server_is_started_again_on_the_same_ports(exported: Path, tmp_path: Path) -> None:
-    with EmbeddedTriton(exported / "model_repository/cpu", exported / "models", tmp_path) as server:
+    """One that crashes before it was ready, and one later."""
+    server = EmbeddedTriton(exported / "model_repository/cpu", exported / "models", tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(server.start)
+        wait_for(lambda: server.pid, 20)
+        aborted = server.pid
+        assert aborted is not None
+        os.kill(aborted, signal.SIGABRT)
+        starting.result()
+    try:
         first, ports = server.pid, server.ports
-        assert first is not None
+        assert first is not None and first != aborted
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: server.pid not in (None, first), 20)
 
@@ -91,5 +101,7 @@ def test_a_killed_server_is_started_again_on_the_same_ports(exported: Path, tmp_
         wait_for(ready, 60)
         assert server.ports == ports
         second = server.pid
+    finally:
+        server.stop()
     assert second is not None
     assert not is_running(second)

@@ -27,7 +27,7 @@ AUDIO = Plan(steps=3700, rate=2e-3, warm_up=100, evaluate_every=100)
 UNET = Plan(steps=2700, rate=1.2e-3, warm_up=200, evaluate_every=250, rates={"decoder": 0.3})
 
 
-FURTHER_STEPS, FURTHER_RATE = 0.3, 0.5  # of a plan's, for a network that begins with trained weights
+FURTHER_STEPS, FURTHER_RATE = 0.2, 0.5  # of a plan's, for a network that begins with trained weights
 
 
 @dataclass(frozen=True)
