@@ -6,7 +6,7 @@ Knows requests and responses; the work itself is in gateway.engine.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,10 @@ from gateway import logs
 from gateway.body_limit import BodyLimit, BodyRefused
 from gateway.calls import log_refused_call
 from gateway.engine import Engine
+from gateway.job_handlers import register_main_calls
+from gateway.job_routes import router as job_router
+from gateway.jobs import JobService
+from gateway.links import Links
 from gateway.metrics import Metrics
 from gateway.request_count import RequestCount
 from gateway.request_id import RequestId
@@ -30,6 +34,7 @@ from lipserve.settings import Settings
 
 DEFAULT_TRITON_URL = "127.0.0.1:8001"
 WARM_UP_RETRY = 1.0  # seconds
+ROUTERS = (router, job_router)
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +48,11 @@ def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
     app.state.triton_url = triton_url or settings.triton_url or DEFAULT_TRITON_URL
     app.state.warm = False
     metrics = app.state.metrics = Metrics()
-    app.include_router(router)
+    for part in ROUTERS:
+        app.include_router(part)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_mb * 1_000_000)
     app.add_middleware(RequestId)
-    app.add_middleware(RequestCount, metrics, frozenset(endpoint_names()))
+    app.add_middleware(RequestCount, metrics, frozenset(endpoint_names(*ROUTERS)))
     app.add_exception_handler(LipserveError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -57,24 +63,33 @@ def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    engine = app.state.engine = Engine(settings, app.state.triton_url, app.state.metrics)
-    engine.store.recover()
-    app.state.scratch = Scratch(settings.work_dir)
-    app.state.syncs = Workers("sync", settings.max_concurrent_syncs, settings.max_waiting)
-    app.state.preparations = Workers("prepare", 1, settings.max_waiting)
-    app.state.metrics.watch("lip_sync", app.state.syncs)
-    app.state.metrics.watch("prepare_avatar", app.state.preparations)
-    warming = asyncio.create_task(_warm_up(app, engine))
-    try:
-        yield
-    finally:
-        warming.cancel()
-        with suppress(asyncio.CancelledError):
-            await warming
-        await asyncio.to_thread(app.state.syncs.close)
-        await asyncio.to_thread(app.state.preparations.close)
-        app.state.scratch.close()
-        engine.close()
+    with ExitStack() as stack:
+        jobs = JobService(settings.storage_dir, settings.max_waiting, settings.job_timeout_seconds)
+        stack.callback(jobs.close)
+        engine = app.state.engine = Engine(settings, app.state.triton_url, app.state.metrics)
+        stack.callback(engine.close)
+        engine.store.recover()
+        app.state.scratch = Scratch(settings.work_dir)
+        stack.callback(app.state.scratch.close)
+        app.state.jobs = jobs
+        app.state.links = Links(settings, jobs)
+        app.state.webhooks = None
+        app.state.syncs = Workers("sync", settings.max_concurrent_syncs, settings.max_waiting)
+        app.state.preparations = Workers("prepare", 1, settings.max_waiting)
+        app.state.metrics.watch("lip_sync", app.state.syncs)
+        app.state.metrics.watch("prepare_avatar", app.state.preparations)
+        register_main_calls(jobs, engine, settings, app.state.syncs, app.state.preparations)
+        jobs.start()
+        warming = asyncio.create_task(_warm_up(app, engine))
+        try:
+            yield
+        finally:
+            warming.cancel()
+            with suppress(asyncio.CancelledError):
+                await warming
+            jobs.stop()
+            await asyncio.to_thread(app.state.syncs.close)
+            await asyncio.to_thread(app.state.preparations.close)
 
 
 async def _warm_up(app: FastAPI, engine: Engine) -> None:

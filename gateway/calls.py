@@ -2,7 +2,8 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -29,19 +30,46 @@ async def logged_job(
     check: Callable[[], None],
     job: Callable[[Path, Event, Stopwatch], T],
 ) -> tuple[T, Path]:
-    """Logs arrival and answer around a job in a worker; returns its result and its folder.
+    """A blocking call: the job's result and its folder.
 
     `check` is quick and comes first: what is wrong with the request itself need not wait for a worker.
     """
-    log.info(f"{what} received", **{name: _short(value) for name, value in parameters.items()})
     watch = Stopwatch()
-    status, kind = 500, "internal"
-    try:
+    async with _logged(request, what, parameters, watch, 200):
         await _refuse_unknown_fields(request)
         check()
         folder = request.app.state.scratch.folder()
         result = await workers.run(request, folder, lambda cancelled: job(folder, cancelled, watch))
-        status, kind = 200, "ok"
+    request.app.state.metrics.measured(what, watch.total, watch.stages)
+    return result, folder
+
+
+async def logged_acceptance(
+    request: Request,
+    what: str,
+    parameters: Mapping[str, Any],
+    workers: Workers,
+    check: Callable[[], None],
+    accept: Callable[[], Awaitable[T]],
+) -> T:
+    """A call that becomes a job: refused for the same reasons as the blocking form, and before its inputs are kept."""
+    async with _logged(request, what, parameters, Stopwatch(), 202):
+        await _refuse_unknown_fields(request)
+        check()
+        request.app.state.jobs.require_room(workers)
+        return await accept()
+
+
+@asynccontextmanager
+async def _logged(
+    request: Request, what: str, parameters: Mapping[str, Any], watch: Stopwatch, answer: int
+) -> AsyncIterator[None]:
+    """Logs arrival and answer; sets the headers that have the same numbers."""
+    log.info(f"{what} received", **{name: _short(value) for name, value in parameters.items()})
+    status, kind = 500, "internal"
+    try:
+        yield
+        status, kind = answer, "ok"
     except LipserveError as exc:
         status, kind = exc.status, exc.kind
         raise
@@ -58,8 +86,6 @@ async def logged_job(
             "x-seconds-stages": ", ".join(f"{name}={seconds:.3f}" for name, seconds in stages.items()),
         }
         log.info(f"{what} answered", status=status, kind=kind, seconds=total, stages=stages)
-    request.app.state.metrics.measured(what, watch.total, watch.stages)
-    return result, folder
 
 
 def log_refused_call(request: Request, fields: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any, Literal
@@ -14,10 +15,13 @@ from pydantic import BaseModel
 
 from avatar_prep.masks import ParsingMode
 from avatar_prep.prepare import checked_parameters
+from gateway.answers import ERRORS
 from gateway.calls import ResultResponse, logged_job, remove
-from gateway.engine import DEFAULT_BATCH_SIZE, Engine, SyncRequest
-from gateway.features import Padding
+from gateway.engine import DEFAULT_BATCH_SIZE, Engine
 from gateway.inputs import display_name, take_input
+from gateway.job_handlers import sync_request
+from gateway.job_routes import accept_job, require_no_webhook, wants_job
+from gateway.job_view import JobView
 from gateway.metrics import CONTENT_TYPE
 from gateway.timing import Stopwatch
 from lipserve.avatar import AvatarInfo
@@ -25,15 +29,6 @@ from lipserve.errors import AvatarDamaged, AvatarNotFound
 
 router = APIRouter()
 log = structlog.stdlib.get_logger("gateway")
-
-
-class ErrorBody(BaseModel):
-    """Every error's answer."""
-
-    kind: str
-    message: str
-    hint: str
-    request_id: str
 
 
 class AvatarSummary(BaseModel):
@@ -52,12 +47,18 @@ class Health(BaseModel):
     message: str = ""
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (404, 409, 413, 422, 500, 502, 503, 507)
+AS_JOB: dict[int | str, dict[str, Any]] = {
+    202: {"model": JobView, "description": "With `async`: the job, followed at its Location."}
 }
+AsJob = Annotated[
+    bool, Form(alias="async", description="Answer 202 with a job at once. `Prefer: respond-async` does the same.")
+]
+Webhook = Annotated[
+    str | None, Form(max_length=2000, description="With `async`: where the job is posted to when it has ended.")
+]
 
 
-@router.post("/prepare_avatar", responses=ERRORS, status_code=201)
+@router.post("/prepare_avatar", responses={**ERRORS, **AS_JOB}, status_code=201, response_model=AvatarInfo)
 async def prepare_avatar(
     request: Request,
     response: Response,
@@ -76,8 +77,10 @@ async def prepare_avatar(
     batch_size: Annotated[int, Form()] = DEFAULT_BATCH_SIZE,
     fps: Annotated[int, Form()] = 25,
     force: Annotated[bool, Form(description="Replace an avatar that exists.")] = False,
-) -> AvatarInfo:
-    """Prepare an avatar, once. Answers when it is stored."""
+    as_job: AsJob = False,
+    webhook: Webhook = None,
+) -> AvatarInfo | Response:
+    """Prepare an avatar, once. Answers when it is stored, or with a job."""
     engine: Engine = request.app.state.engine
     given = {
         "version": version,
@@ -102,6 +105,11 @@ async def prepare_avatar(
 
     logged = {"avatar_id": avatar_id, "video": name, **given, "force": force}
     workers = request.app.state.preparations
+    if wants_job(request, as_job):
+        fill = partial(take_input, "video", video, video_path, request.app.state.settings.media_dir)
+        parameters = {**logged, "video_path": video_path}
+        return await accept_job(request, "prepare_avatar", logged, workers, check, parameters, fill, webhook)
+    require_no_webhook(webhook)
     info, folder = await logged_job(request, "prepare_avatar", logged, workers, check, job)
     await remove(folder)
     response.headers.update(request.state.seconds_headers)
@@ -110,7 +118,7 @@ async def prepare_avatar(
 
 @router.post(
     "/lip_sync",
-    responses={**ERRORS, 200: {"content": {"video/mp4": {}}, "description": "The finished video."}},
+    responses={**ERRORS, **AS_JOB, 200: {"content": {"video/mp4": {}}, "description": "The finished video."}},
     response_class=FileResponse,
 )
 async def lip_sync(
@@ -122,24 +130,11 @@ async def lip_sync(
     batch_size: Annotated[int, Form()] = DEFAULT_BATCH_SIZE,
     audio_padding_length_left: Annotated[int, Form()] = 2,
     audio_padding_length_right: Annotated[int, Form()] = 2,
-) -> FileResponse:
-    """Make a prepared avatar say it. Answers the finished mp4: H.264, AAC, index in front."""
+    as_job: AsJob = False,
+    webhook: Webhook = None,
+) -> Response:
+    """Make a prepared avatar say it. Answers the finished mp4 (H.264, AAC, index in front), or a job."""
     engine: Engine = request.app.state.engine
-
-    def sync_request() -> SyncRequest:
-        padding = Padding(audio_padding_length_left, audio_padding_length_right)
-        return SyncRequest(avatar_id, fps, batch_size, padding)
-
-    def check() -> None:
-        sync_request()
-        engine.store.version(avatar_id)
-
-    def job(folder: Path, cancelled: Event, watch: Stopwatch) -> Path:
-        source = take_input("audio", audio, audio_path, request.app.state.settings.media_dir, folder)
-        output = folder / "result.mp4"
-        engine.lip_sync(sync_request(), source, output, cancelled=cancelled, watch=watch)
-        return output
-
     logged = {
         "avatar_id": avatar_id,
         "audio": display_name(audio, audio_path),
@@ -148,7 +143,24 @@ async def lip_sync(
         "audio_padding_length_left": audio_padding_length_left,
         "audio_padding_length_right": audio_padding_length_right,
     }
-    output, _ = await logged_job(request, "lip_sync", logged, request.app.state.syncs, check, job)
+
+    def check() -> None:
+        sync_request(logged)
+        engine.store.version(avatar_id)
+
+    def job(folder: Path, cancelled: Event, watch: Stopwatch) -> Path:
+        source = take_input("audio", audio, audio_path, request.app.state.settings.media_dir, folder)
+        output = folder / "result.mp4"
+        engine.lip_sync(sync_request(logged), source, output, cancelled=cancelled, watch=watch)
+        return output
+
+    workers = request.app.state.syncs
+    if wants_job(request, as_job):
+        fill = partial(take_input, "audio", audio, audio_path, request.app.state.settings.media_dir)
+        parameters = {**logged, "audio_path": audio_path}
+        return await accept_job(request, "lip_sync", logged, workers, check, parameters, fill, webhook)
+    require_no_webhook(webhook)
+    output, _ = await logged_job(request, "lip_sync", logged, workers, check, job)
     headers = request.state.seconds_headers
     return ResultResponse(output, media_type="video/mp4", filename=f"{avatar_id}.mp4", headers=headers)
 
@@ -230,6 +242,6 @@ def metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
 
-def endpoint_names() -> set[str]:
-    """Of all endpoints above."""
-    return {route.name for route in router.routes if isinstance(route, APIRoute)}
+def endpoint_names(*routers: APIRouter) -> set[str]:
+    """Of all their endpoints."""
+    return {route.name for router in routers for route in router.routes if isinstance(route, APIRoute)}

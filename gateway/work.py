@@ -1,26 +1,33 @@
-"""Runs one request's blocking job in a worker thread: a turn to wait for, a scratch folder, an end when nobody waits.
+"""Worker threads that blocking calls and stored jobs share: a turn to wait for, a scratch folder, an end when nobody
+waits.
 
-The event loop only waits here. A client that goes away, or a server that shuts down, sets the job's `cancelled`.
+The event loop only waits here. A client that goes away, or a server that shuts down, sets the work's `cancelled`.
 """
 
 import asyncio
 import fcntl
+import math
 import shutil
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
-from typing import Any, TypeVar
+from threading import Event, Lock
+from typing import Any, Literal, TypeVar
 
 import structlog
 from starlette.requests import Request
 
-from lipserve.errors import Cancelled, ServiceBusy
+from lipserve.errors import Cancelled, LipserveError, QueueFull
 
 T = TypeVar("T")
 LOCK = ".lock"
+MOST_RETRY_AFTER = 600  # seconds
+Line = Literal["calls", "jobs"]
 
 
 class Scratch:
@@ -47,48 +54,122 @@ class Scratch:
         self._lock.close()
 
 
+@dataclass(eq=False)
+class _Turn:
+    work: Callable[[Event], Any]
+    cancelled: Event
+    future: Future[Any] = field(default_factory=Future)
+
+
 class Workers:
-    """A fixed number of jobs at once; a bounded number more wait for their turn."""
+    """A fixed number of workers. Calls stand in one line and stored jobs in another, and their turns alternate, so that
+    neither waits for the whole of the other. The line of calls is bounded here, that of jobs by who fills it."""
 
     def __init__(self, name: str, count: int, waiting: int) -> None:
+        self.name, self.count = name, count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._limit = count + waiting
-        self._running: dict[Future[Any], Event] = {}
+        self._may_wait = waiting
+        self._lines: dict[Line, deque[_Turn]] = {"calls": deque(), "jobs": deque()}
+        self._last: Line = "jobs"
+        self._running: set[_Turn] = set()
+        self._seconds: deque[float] = deque(maxlen=16)  # that the last turns took
+        self._closed = False
+        self._lock = Lock()
 
     @property
     def running(self) -> int:
-        """Jobs that have a worker now."""
-        return sum(future.running() for future in list(self._running))
+        """Calls and jobs that have a worker now."""
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Jobs whose turn has not come."""
-        return sum(not future.running() and not future.done() for future in list(self._running))
+        """Calls and jobs in line."""
+        return sum(len(line) for line in self._lines.values())
+
+    def retry_after(self) -> int:
+        """Seconds, at least 1, until a place is free: as long as the last turns took, on average."""
+        with self._lock:
+            seconds = list(self._seconds)
+        expected = sum(seconds) / len(seconds) / self.count if seconds else 1.0
+        return max(1, min(math.ceil(expected), MOST_RETRY_AFTER))
 
     def close(self) -> None:
-        for cancelled in list(self._running.values()):
-            cancelled.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Everything is cancelled; waits until nothing runs."""
+        with self._lock:
+            self._closed = True
+            waiting = [turn for line in self._lines.values() for turn in line]
+            for line in self._lines.values():
+                line.clear()
+            for turn in self._running:
+                turn.cancelled.set()
+        for turn in waiting:
+            turn.cancelled.set()
+            turn.future.set_exception(Cancelled("The service is shutting down."))
+        self._pool.shutdown(wait=True)
+
+    def require_room(self) -> None:
+        """Raise QueueFull if another call could not even wait."""
+        waiting = len(self._lines["calls"])
+        if waiting >= self._may_wait and len(self._running) >= self.count:
+            raise QueueFull(f"{waiting} calls are waiting already.", "Try again later.", self.retry_after())
+
+    def submit(self, work: Callable[[Event], T], cancelled: Event, line: Line) -> Future[T]:
+        """Stands in line, for as long as it takes; `cancelled` is set when the service shuts down. Work that was
+        cancelled before its turn came is not begun, and ends with Cancelled."""
+        turn = _Turn(work, cancelled)
+        turn.future.set_running_or_notify_cancel()  # it ends by `cancelled` alone
+        with self._lock:
+            if self._closed:
+                raise Cancelled("The service is shutting down.")
+            self._lines[line].append(turn)
+            self._hand_out()
+        return turn.future
+
+    def _hand_out(self) -> None:
+        while len(self._running) < self.count:
+            order: tuple[Line, Line] = ("calls", "jobs") if self._last == "jobs" else ("jobs", "calls")
+            name = next((name for name in order if self._lines[name]), None)
+            if name is None:
+                return
+            self._last = name
+            turn = self._lines[name].popleft()
+            self._running.add(turn)
+            self._pool.submit(self._do, turn)
+
+    def _do(self, turn: _Turn) -> None:
+        start = time.monotonic()
+        result, error = None, None
+        try:
+            if turn.cancelled.is_set():
+                raise Cancelled("The request was cancelled before its turn came.")
+            result = turn.work(turn.cancelled)
+            self._seconds.append(time.monotonic() - start)
+        except BaseException as exc:
+            error = exc
+        with self._lock:
+            self._running.discard(turn)
+            if not self._closed:
+                self._hand_out()
+        if error is not None:
+            turn.future.set_exception(error)
+        else:
+            turn.future.set_result(result)
 
     async def run(self, request: Request, folder: Path, job: Callable[[Event], T]) -> T:
-        """The job's result; `folder` is removed when the job has ended in any other way. Raises ServiceBusy."""
-        if len(self._running) >= self._limit:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise ServiceBusy(
-                f"{len(self._running)} requests are in progress or waiting.", "Try again in a few seconds."
-            )
+        """A call's result; `folder` is removed when it has ended in any other way. Raises QueueFull."""
         cancelled = Event()
         context = structlog.contextvars.get_contextvars()
 
-        def work() -> T:
+        def work(cancelled: Event) -> T:
             with structlog.contextvars.bound_contextvars(**context):
-                if cancelled.is_set():
-                    raise Cancelled("The request was cancelled before its turn came.")
                 return job(cancelled)
 
-        future = self._pool.submit(work)
-        self._running[future] = cancelled
-        future.add_done_callback(lambda done: self._running.pop(done, None))
+        try:
+            self.require_room()
+            future = self.submit(work, cancelled, "calls")
+        except LipserveError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         watcher: asyncio.Future[Any] = asyncio.create_task(_wait_for_disconnect(request))
         waiter: asyncio.Future[Any] = asyncio.wrap_future(future)
         try:

@@ -17,6 +17,7 @@ LipserveError                       500  internal
 ├── FetchFailed                     422  fetch_failed
 ├── SpeechUnavailable               503  speech_unavailable
 ├── StorageInUse                    503  storage_in_use
+├── StorageForeign                  503  storage_foreign
 ├── UploadStalled                   408  upload_stalled
 ├── PayloadTooLarge                 413  payload_too_large
 ├── BadMedia                        422  (one of its children)
@@ -54,12 +55,14 @@ from typing import ClassVar
 class LipserveError(Exception):
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "internal"
-    retry_after: ClassVar[int | None] = None  # seconds
+    retry_after: int | None = None  # seconds
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if retry_after is not None:
+            self.retry_after = retry_after
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
@@ -142,6 +145,11 @@ class SpeechUnavailable(LipserveError):
 class StorageInUse(LipserveError):
     status = 503
     kind = "storage_in_use"
+
+
+class StorageForeign(LipserveError):
+    status = 503
+    kind = "storage_foreign"
 
 
 class UploadStalled(LipserveError):

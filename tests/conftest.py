@@ -59,6 +59,7 @@ def settings(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Settin
     return Settings(
         avatars_dir=root / "avatars",
         work_dir=root / "work",
+        storage_dir=root / "storage",
         media_dir=root / "media",
         models_dir=exported / "models",
         model_repository=exported / "model_repository/cpu",

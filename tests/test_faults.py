@@ -24,7 +24,9 @@ from lipserve.settings import Settings
 def own_settings(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     root = tmp_path_factory.mktemp("faults")
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return Settings(**given | {"avatars_dir": root / "avatars", "work_dir": root / "work"})
+    return Settings(
+        **given | {"avatars_dir": root / "avatars", "work_dir": root / "work", "storage_dir": root / "storage"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ def test_a_client_that_leaves_the_download_leaves_no_file(
 
 
 def test_ctrl_c_ends_everything_cleanly(own_settings: Settings, tmp_path: Path, running: Service) -> None:
-    with service(own_settings, tmp_path / "up.log", work_dir=tmp_path / "work") as up:
+    with service(own_settings, tmp_path / "up.log", work_dir=tmp_path / "work", storage_dir=tmp_path / "storage") as up:
         family = up.children()
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(30) == 0
@@ -176,7 +178,7 @@ def test_a_gateway_killed_while_it_prepares_loses_nothing(
 
     settings = Settings(
         **{name: getattr(own_settings, name) for name in own_settings.model_fields_set}
-        | {"avatars_dir": tmp_path / "avatars", "work_dir": tmp_path / "work"}
+        | {"avatars_dir": tmp_path / "avatars", "work_dir": tmp_path / "work", "storage_dir": tmp_path / "storage"}
     )
     with service(settings, tmp_path / "first.log") as up:
         form = {"avatar_id": "kept"}
@@ -202,7 +204,7 @@ def test_without_triton_it_says_so_and_recovers_by_itself(
     port = free_port()
     settings = Settings(
         **{name: getattr(own_settings, name) for name in own_settings.model_fields_set}
-        | {"triton_url": f"127.0.0.1:{port}", "work_dir": tmp_path / "work"}
+        | {"triton_url": f"127.0.0.1:{port}", "work_dir": tmp_path / "work", "storage_dir": tmp_path / "storage"}
     )
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
 
@@ -230,14 +232,19 @@ def test_a_full_service_says_no_at_once(
     own_settings: Settings, running: Service, triton: EmbeddedTriton, long: Path, short: Path, tmp_path: Path
 ) -> None:
     given = {name: getattr(own_settings, name) for name in own_settings.model_fields_set}
-    more = {"max_concurrent_syncs": 1, "max_waiting": 1, "work_dir": tmp_path / "work"}
+    more = {
+        "max_concurrent_syncs": 1,
+        "max_waiting": 1,
+        "work_dir": tmp_path / "work",
+        "storage_dir": tmp_path / "storage",
+    }
     with service(Settings(**given | more), tmp_path / "up.log", triton_url=triton.grpc_url) as up:
         threads = [threading.Thread(target=post_and_leave, args=(up, long)) for _ in range(2)]
         for thread in threads:
             thread.start()
         wait_for(lambda: len(log_lines(up, "lip_sync received")) == 2, 20)
         answer = post(up, short)
-        assert (answer.status_code, answer.json()["kind"]) == (503, "service_busy")
+        assert (answer.status_code, answer.json()["kind"]) == (429, "queue_full")
         assert int(answer.headers["retry-after"]) > 0
         for thread in threads:
             thread.join(60)

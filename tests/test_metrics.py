@@ -128,7 +128,8 @@ def test_running_waiting_and_batches_in_flight_are_seen_while_they_last(
 def alone(settings: Settings, tmp_path: Path) -> Iterator[TestClient]:
     """A gateway of its own, without a Triton."""
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    own = Settings(**given | {"avatars_dir": tmp_path / "avatars", "work_dir": tmp_path / "work"})
+    folders = {name: tmp_path / name for name in ("avatars_dir", "work_dir", "storage_dir")}
+    own = Settings(**given | folders)
     with TestClient(create_app(own, f"127.0.0.1:{free_port()}"), raise_server_exceptions=False) as client:
         yield client
 
@@ -286,7 +287,9 @@ def up(
     root = tmp_path_factory.mktemp("metrics")
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     own = Settings(
-        **given | {"avatars_dir": root / "avatars", "work_dir": root / "work", "triton_url": triton.grpc_url}
+        **given
+        | {name: root / name for name in ("avatars_dir", "work_dir", "storage_dir")}
+        | {"triton_url": triton.grpc_url}
     )
     with service(own, root / "up.log") as running:
         response = running.http.post("/prepare_avatar", data={"avatar_id": "lisa"}, files={"video": clip.open("rb")})

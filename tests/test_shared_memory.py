@@ -418,7 +418,8 @@ def test_a_killed_gateway_leaves_nothing_after_the_next_start(
     def left_by(pid: int) -> set[str]:
         return {file.name for file in FOLDER.glob(f"{PREFIX}{pid}-*")}
 
-    options = {"work_dir": tmp_path / "work", "triton_url": triton.grpc_url, "shared_memory": "on"}
+    folders = {"work_dir": tmp_path / "work", "storage_dir": tmp_path / "storage"}
+    options = {**folders, "triton_url": triton.grpc_url, "shared_memory": "on"}
     with service(settings, tmp_path / "first.log", **options) as up:
         speak(up)
         killed = up.process.pid

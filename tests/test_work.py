@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.work import Scratch, Workers
-from lipserve.errors import Cancelled, ServiceBusy
+from lipserve.errors import Cancelled, QueueFull
 
 
 class FakeRequest:
@@ -84,7 +84,7 @@ def test_more_than_may_wait_are_refused(tmp_path: Path) -> None:
             for i in range(2)
         ]
         await asyncio.sleep(0.05)
-        with pytest.raises(ServiceBusy):
+        with pytest.raises(QueueFull):
             await workers.run(FakeRequest(), tmp_path / "3", lambda _: None)  # type: ignore[arg-type]
         request.gone.set()
         results = await asyncio.gather(*jobs, return_exceptions=True)

@@ -1,0 +1,167 @@
+"""The endpoints of jobs: list, show, follow, fetch the result, cancel and remove; and how a main call becomes one."""
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from gateway.answers import ERRORS
+from gateway.calls import logged_acceptance
+from gateway.job_view import JobList, JobView, job_view
+from gateway.jobs import Job, JobService, JobState
+from gateway.links import result_url
+from gateway.work import Workers
+from lipserve.errors import InvalidParameter, UrlNotAllowed
+
+SECONDS_BETWEEN_HEARTBEATS = 15
+LONGEST_URL = 2000  # characters
+
+router = APIRouter()
+
+
+def owner_of(request: Request) -> str:
+    """Whose key the request came with; "" where none is asked for."""
+    return str(getattr(request.state, "owner", ""))
+
+
+@router.get("/jobs", responses=ERRORS)
+def list_jobs(
+    request: Request,
+    state: JobState | None = None,
+    kind: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    before: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+) -> JobList:
+    """Your jobs, newest first."""
+    jobs: JobService = request.app.state.jobs
+    kinds = None if kind is None else [kind]
+    page = jobs.list(owner_of(request), kinds=kinds, state=state, limit=limit + 1, before=before)
+    shown = page[:limit]
+    return JobList(jobs=[_view(request, job) for job in shown], next=shown[-1].id if len(page) > limit else None)
+
+
+@router.get("/jobs/{job_id}", responses=ERRORS)
+def show_job(request: Request, job_id: str) -> JobView:
+    """One job."""
+    jobs: JobService = request.app.state.jobs
+    return _view(request, jobs.get(job_id, owner_of(request)))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    responses={**ERRORS, 202: {"model": JobView, "description": "It is cancelled."}},
+    status_code=204,
+    response_model=None,
+)
+def delete_job(request: Request, job_id: str) -> Response:
+    """Cancel a job that is queued or processing: 202, and it stays in the list. Remove one that has ended, with its
+    files: 204."""
+    jobs: JobService = request.app.state.jobs
+    owner = owner_of(request)
+    if jobs.get(job_id, owner).ended:
+        jobs.delete(job_id, owner)
+        return Response(status_code=204)
+    return JSONResponse(_view(request, jobs.cancel(job_id, owner)).model_dump(mode="json"), 202)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    responses={**ERRORS, 200: {"content": {"text/event-stream": {}}, "description": "Events `job`: JobView as JSON."}},
+    response_class=EventSourceResponse,
+)
+async def follow_job(request: Request, job_id: str) -> EventSourceResponse:
+    """The job now and after every change, as server-sent events; ends when the job has ended."""
+    jobs: JobService = request.app.state.jobs
+    await anyio.to_thread.run_sync(jobs.get, job_id, owner_of(request))
+
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        async for job in jobs.follow(job_id):
+            view = await anyio.to_thread.run_sync(_view, request, job)
+            yield ServerSentEvent(view.model_dump_json(), event="job")
+
+    return EventSourceResponse(events(), ping=SECONDS_BETWEEN_HEARTBEATS)
+
+
+@router.get(
+    "/jobs/{job_id}/result",
+    responses={**ERRORS, 200: {"content": {"video/mp4": {}}, "description": "The video, whole or in ranges."}},
+    response_class=FileResponse,
+)
+def job_result(request: Request, job_id: str) -> FileResponse:
+    """The video of a job that is done."""
+    jobs: JobService = request.app.state.jobs
+    return JobResult(jobs, jobs.get(job_id, owner_of(request)))
+
+
+class JobResult(FileResponse):
+    """A job's video, ranges included. Raises JobNotDone or JobNotFound. Retention leaves it while it is sent."""
+
+    def __init__(self, jobs: JobService, job: Job) -> None:
+        super().__init__(jobs.result_file(job.id), media_type="video/mp4", filename=f"{job.id}.mp4")
+        self._jobs, self._job_id = jobs, job.id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._jobs.holding(self._job_id):
+            await super().__call__(scope, receive, send)
+
+
+def wants_job(request: Request, given: bool) -> bool:
+    """Whether a call is to be a job: by its field `async`, or by `Prefer: respond-async` (RFC 7240)."""
+    preferred = {part.split(";")[0].strip().lower() for part in request.headers.get("prefer", "").split(",")}
+    return given or "respond-async" in preferred
+
+
+async def accept_job(
+    request: Request,
+    kind: str,
+    logged: dict[str, Any],
+    workers: Workers,
+    check: Callable[[], None],
+    parameters: dict[str, Any],
+    fill: Callable[[Path], object],
+    webhook: str | None,
+) -> JSONResponse:
+    """202: the job, and where it is. Refused for the same reasons as the blocking form would be."""
+    jobs: JobService = request.app.state.jobs
+
+    def check_all() -> None:
+        check()
+        check_webhook(request, webhook)
+
+    def submit() -> Job:
+        return jobs.submit(kind, parameters, owner_of(request), fill=fill, webhook=webhook)
+
+    accept = partial(anyio.to_thread.run_sync, submit)
+    job = await logged_acceptance(request, kind, logged, workers, check_all, accept)
+    headers = {"location": f"/jobs/{job.id}"}
+    if wants_job(request, False):
+        headers["preference-applied"] = "respond-async"
+    return JSONResponse(_view(request, job).model_dump(mode="json"), 202, headers)
+
+
+def check_webhook(request: Request, url: str | None) -> None:
+    """Raises UrlNotAllowed where no request is sent, and InvalidParameter for what is no URL."""
+    if url is None:
+        return
+    if request.app.state.webhooks is None:
+        raise UrlNotAllowed("This server calls no webhooks.", "Ask for the job at /jobs/{id}, or follow its events.")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > LONGEST_URL:
+        raise InvalidParameter("webhook is no http or https URL.", f"Give one of at most {LONGEST_URL} characters.")
+
+
+def require_no_webhook(url: str | None) -> None:
+    """For calls that are answered when they are done."""
+    if url is not None:
+        raise InvalidParameter("webhook is for jobs.", "Give async=true with it.")
+
+
+def _view(request: Request, job: Job) -> JobView:
+    return job_view(job, result_url(request, job))
