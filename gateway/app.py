@@ -6,7 +6,8 @@ Knows requests and responses; the work itself is in gateway.engine.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,12 +22,16 @@ from gateway.calls import log_refused_call
 from gateway.engine import Engine
 from gateway.job_handlers import register_main_calls
 from gateway.job_routes import router as job_router
-from gateway.jobs import JobService
+from gateway.job_view import job_view
+from gateway.jobs import Job, JobService
+from gateway.jobs.store import now
 from gateway.links import Links
 from gateway.metrics import Metrics
 from gateway.request_count import RequestCount
 from gateway.request_id import RequestId
-from gateway.routes import endpoint_names, router
+from gateway.retention import Retention
+from gateway.routes import endpoint_names, main_calls, router
+from gateway.webhooks import Poster, Webhooks, own_secret
 from gateway.work import Scratch, Workers
 from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, UploadStalled
 from lipserve.media import choose_encoder
@@ -34,18 +39,20 @@ from lipserve.settings import Settings
 
 DEFAULT_TRITON_URL = "127.0.0.1:8001"
 WARM_UP_RETRY = 1.0  # seconds
-ROUTERS = (router, job_router)
+ROUTERS = (main_calls, router, job_router)
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, triton_url: str | None = None) -> FastAPI:
-    """The gateway in front of `triton_url`, or of the one in the settings. Raises EncoderUnavailable."""
+def create_app(settings: Settings, triton_url: str | None = None, poster: Poster | None = None) -> FastAPI:
+    """The gateway in front of `triton_url`, or of the one in the settings; `poster` sends webhooks. Raises
+    EncoderUnavailable."""
     logs.configure(settings.log_format)
     choose_encoder(settings.video_encoder)  # one that does not work ends the start here, in one line
     app = FastAPIOffline(title="lipserve", version=lipserve.__version__, lifespan=_lifespan)
     app.state.settings = settings
     app.state.triton_url = triton_url or settings.triton_url or DEFAULT_TRITON_URL
+    app.state.poster = poster
     app.state.warm = False
     metrics = app.state.metrics = Metrics()
     for part in ROUTERS:
@@ -73,23 +80,48 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.callback(app.state.scratch.close)
         app.state.jobs = jobs
         app.state.links = Links(settings, jobs)
-        app.state.webhooks = None
+        app.state.webhooks = webhooks = _webhooks(app, settings, jobs)
         app.state.syncs = Workers("sync", settings.max_concurrent_syncs, settings.max_waiting)
         app.state.preparations = Workers("prepare", 1, settings.max_waiting)
         app.state.metrics.watch("lip_sync", app.state.syncs)
         app.state.metrics.watch("prepare_avatar", app.state.preparations)
         register_main_calls(jobs, engine, settings, app.state.syncs, app.state.preparations)
+        app.state.metrics.watch_jobs(jobs)
+        retention = app.state.retention = Retention(settings.job_retention_hours, settings.storage_max_gb * 1e9)
+        retention.sources.append(jobs.kept)
         jobs.start()
-        warming = asyncio.create_task(_warm_up(app, engine))
+        if webhooks is not None:
+            webhooks.start()
+        tasks = [
+            asyncio.create_task(_warm_up(app, engine)),
+            asyncio.create_task(retention.keep_sweeping(now)),
+        ]
         try:
             yield
         finally:
-            warming.cancel()
-            with suppress(asyncio.CancelledError):
-                await warming
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             jobs.stop()
+            if webhooks is not None:
+                await webhooks.close()
             await asyncio.to_thread(app.state.syncs.close)
             await asyncio.to_thread(app.state.preparations.close)
+
+
+def _webhooks(app: FastAPI, settings: Settings, jobs: JobService) -> Webhooks | None:
+    """None where nothing sends them."""
+    if app.state.poster is None:
+        return None
+    given, links = settings.webhook_secret, app.state.links
+    secret = given.get_secret_value() if given is not None else own_secret(settings.storage_dir)
+
+    def body(job: Job) -> dict[str, Any]:
+        return job_view(job, links.result(job)).model_dump(mode="json")
+
+    webhooks = Webhooks(app.state.poster, secret, jobs, body)
+    jobs.on_end(webhooks.tell)
+    return webhooks
 
 
 async def _warm_up(app: FastAPI, engine: Engine) -> None:

@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Event
@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 import structlog
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from gateway.timing import Stopwatch
 from gateway.work import Workers
-from lipserve.errors import InvalidParameter, LipserveError, StorageFull
+from lipserve.errors import InvalidParameter, LipserveError, QueueFull, StorageFull
 
 T = TypeVar("T")
+WORKERS = {"lip_sync": "syncs", "prepare_avatar": "preparations"}  # of a main call, in app.state
 log = structlog.stdlib.get_logger("gateway")
 
 
@@ -88,10 +90,29 @@ async def _logged(
         log.info(f"{what} answered", status=status, kind=kind, seconds=total, stages=stages)
 
 
+class MainCall(APIRoute):
+    """Where a call could in no case be taken, it is refused before its upload is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def refuse_or_handle(request: Request) -> Response:
+            workers: Workers = getattr(request.app.state, WORKERS[request.scope["route"].name])
+            try:
+                request.app.state.jobs.require_room(workers)
+            except QueueFull:
+                if prefers_job(request):
+                    raise
+                workers.require_room()  # the form may still say which of the two it is to be
+            return await handle(request)
+
+        return refuse_or_handle
+
+
 def log_refused_call(request: Request, fields: Mapping[str, str]) -> None:
     """The arrival of a main call whose form could not be read as parameters; its answer is logged with the error."""
     what = request.url.path.strip("/")
-    if what in ("prepare_avatar", "lip_sync"):
+    if what in WORKERS:
         known = _field_names(request)
         log.info(f"{what} received", **{name: _short(value) for name, value in fields.items() if name in known})
 
@@ -102,6 +123,13 @@ def _short(value: Any) -> Any:
 
 def _field_names(request: Request) -> set[str]:
     return {field.alias for field in request.scope["route"].dependant.body_params}
+
+
+def prefers_job(request: Request) -> bool:
+    """Whether it came with `Prefer: respond-async` (RFC 7240)."""
+    return "respond-async" in [
+        part.split(";")[0].strip().lower() for part in request.headers.get("prefer", "").split(",")
+    ]
 
 
 async def _refuse_unknown_fields(request: Request) -> None:

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
@@ -13,7 +12,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from gateway.answers import ERRORS
-from gateway.calls import logged_acceptance
+from gateway.calls import logged_acceptance, prefers_job
 from gateway.job_view import JobList, JobView, job_view
 from gateway.jobs import Job, JobService, JobState
 from gateway.links import result_url
@@ -21,7 +20,6 @@ from gateway.work import Workers
 from lipserve.errors import InvalidParameter, UrlNotAllowed
 
 SECONDS_BETWEEN_HEARTBEATS = 15
-LONGEST_URL = 2000  # characters
 
 router = APIRouter()
 
@@ -112,12 +110,6 @@ class JobResult(FileResponse):
             await super().__call__(scope, receive, send)
 
 
-def wants_job(request: Request, given: bool) -> bool:
-    """Whether a call is to be a job: by its field `async`, or by `Prefer: respond-async` (RFC 7240)."""
-    preferred = {part.split(";")[0].strip().lower() for part in request.headers.get("prefer", "").split(",")}
-    return given or "respond-async" in preferred
-
-
 async def accept_job(
     request: Request,
     kind: str,
@@ -141,20 +133,18 @@ async def accept_job(
     accept = partial(anyio.to_thread.run_sync, submit)
     job = await logged_acceptance(request, kind, logged, workers, check_all, accept)
     headers = {"location": f"/jobs/{job.id}"}
-    if wants_job(request, False):
+    if prefers_job(request):
         headers["preference-applied"] = "respond-async"
     return JSONResponse(_view(request, job).model_dump(mode="json"), 202, headers)
 
 
 def check_webhook(request: Request, url: str | None) -> None:
-    """Raises UrlNotAllowed where no request is sent, and InvalidParameter for what is no URL."""
+    """Raises UrlNotAllowed."""
     if url is None:
         return
     if request.app.state.webhooks is None:
         raise UrlNotAllowed("This server calls no webhooks.", "Ask for the job at /jobs/{id}, or follow its events.")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or len(url) > LONGEST_URL:
-        raise InvalidParameter("webhook is no http or https URL.", f"Give one of at most {LONGEST_URL} characters.")
+    request.app.state.webhooks.poster.check(url)
 
 
 def require_no_webhook(url: str | None) -> None:

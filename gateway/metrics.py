@@ -5,10 +5,12 @@ file's name or a message. Knows nothing of HTTP but the numbers of its statuses.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from gateway.jobs import ENDED, Job, JobService
 from gateway.work import Workers
 from lipserve.errors import Cancelled, LipserveError
 
@@ -69,6 +71,17 @@ class Metrics:
         )
         self._running = Gauge("lipserve_jobs_running", "Calls in a worker now.", ["endpoint"], registry=registry)
         self._waiting = Gauge("lipserve_jobs_waiting", "Calls waiting for a worker.", ["endpoint"], registry=registry)
+        self._stored = Gauge("lipserve_stored_jobs", "Jobs that have not ended.", ["state"], registry=registry)
+        self._ended = Counter(
+            "lipserve_jobs_ended", "Jobs that have ended, by how.", ["kind", "state"], registry=registry
+        )
+        self._job_seconds = Histogram(
+            "lipserve_job_seconds",
+            "Seconds from a job's turn to its end, of those that are done.",
+            ["kind"],
+            buckets=SECONDS,
+            registry=registry,
+        )
         for kind in _kinds(LipserveError):  # from the start, so that the first error is an increase too
             self._errors.labels(kind)
 
@@ -78,6 +91,20 @@ class Metrics:
         self._waiting.labels(endpoint).set_function(lambda: workers.waiting)
         for outcome in OUTCOMES:
             self._requests.labels(endpoint, outcome)
+
+    def watch_jobs(self, jobs: JobService) -> None:
+        """From here on jobs are counted, at the moment they are asked for and when they end."""
+        for state in ("queued", "processing"):
+            self._stored.labels(state).set_function(partial(_count, jobs, state))
+        for kind in jobs.kinds:
+            for ending in ENDED:
+                self._ended.labels(kind, ending)
+        jobs.on_end(self._job_ended)
+
+    def _job_ended(self, job: Job) -> None:
+        self._ended.labels(job.kind, job.state).inc()
+        if job.state == "done" and job.started_at is not None and job.completed_at is not None:
+            self._job_seconds.labels(job.kind).observe((job.completed_at - job.started_at).total_seconds())
 
     def answered(self, endpoint: str, status: int) -> None:
         """A request to an endpoint of ours has had its answer."""
@@ -106,6 +133,10 @@ class Metrics:
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format."""
         return prometheus_client.generate_latest(self._registry)
+
+
+def _count(jobs: JobService, state: str) -> float:
+    return jobs.counts()[state]
 
 
 def _kinds(error: type[LipserveError]) -> Iterator[str]:

@@ -16,17 +16,18 @@ from pydantic import BaseModel
 from avatar_prep.masks import ParsingMode
 from avatar_prep.prepare import checked_parameters
 from gateway.answers import ERRORS
-from gateway.calls import ResultResponse, logged_job, remove
+from gateway.calls import MainCall, ResultResponse, logged_job, prefers_job, remove
 from gateway.engine import DEFAULT_BATCH_SIZE, Engine
 from gateway.inputs import display_name, take_input
 from gateway.job_handlers import sync_request
-from gateway.job_routes import accept_job, require_no_webhook, wants_job
+from gateway.job_routes import accept_job, require_no_webhook
 from gateway.job_view import JobView
 from gateway.metrics import CONTENT_TYPE
 from gateway.timing import Stopwatch
 from lipserve.avatar import AvatarInfo
 from lipserve.errors import AvatarDamaged, AvatarNotFound
 
+main_calls = APIRouter(route_class=MainCall)
 router = APIRouter()
 log = structlog.stdlib.get_logger("gateway")
 
@@ -58,7 +59,7 @@ Webhook = Annotated[
 ]
 
 
-@router.post("/prepare_avatar", responses={**ERRORS, **AS_JOB}, status_code=201, response_model=AvatarInfo)
+@main_calls.post("/prepare_avatar", responses={**ERRORS, **AS_JOB}, status_code=201, response_model=AvatarInfo)
 async def prepare_avatar(
     request: Request,
     response: Response,
@@ -105,7 +106,7 @@ async def prepare_avatar(
 
     logged = {"avatar_id": avatar_id, "video": name, **given, "force": force}
     workers = request.app.state.preparations
-    if wants_job(request, as_job):
+    if as_job or prefers_job(request):
         fill = partial(take_input, "video", video, video_path, request.app.state.settings.media_dir)
         parameters = {**logged, "video_path": video_path}
         return await accept_job(request, "prepare_avatar", logged, workers, check, parameters, fill, webhook)
@@ -116,7 +117,7 @@ async def prepare_avatar(
     return info
 
 
-@router.post(
+@main_calls.post(
     "/lip_sync",
     responses={**ERRORS, **AS_JOB, 200: {"content": {"video/mp4": {}}, "description": "The finished video."}},
     response_class=FileResponse,
@@ -155,7 +156,7 @@ async def lip_sync(
         return output
 
     workers = request.app.state.syncs
-    if wants_job(request, as_job):
+    if as_job or prefers_job(request):
         fill = partial(take_input, "audio", audio, audio_path, request.app.state.settings.media_dir)
         parameters = {**logged, "audio_path": audio_path}
         return await accept_job(request, "lip_sync", logged, workers, check, parameters, fill, webhook)

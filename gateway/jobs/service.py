@@ -10,9 +10,10 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Timer
 from typing import Any
@@ -25,6 +26,7 @@ from gateway.jobs.follow import Followers
 from gateway.jobs.model import JOB_ID, TIME_DIGITS, Handler, Job, JobContext, JobState, Kind, Stages
 from gateway.jobs.queue import JobQueue, LocalQueue
 from gateway.jobs.store import EPOCH, JobStore, now, serial
+from gateway.retention import Kept
 from gateway.timing import Stopwatch
 from gateway.work import Workers
 from lipserve.errors import (
@@ -242,8 +244,16 @@ class JobService:
                 if not self._held[job_id]:
                     del self._held[job_id]
 
-    def is_held(self, job_id: str) -> bool:
-        return self._held[job_id] > 0
+    def kept(self) -> Iterator[Kept]:
+        """For retention: ended jobs may go, unless a worker has not let go of them or their files are being sent."""
+        for job in self.store.all():
+            in_use = not job.ended or job.id in self._running or self._held[job.id] > 0
+            since = job.completed_at or job.created_at
+            yield Kept(since, self.folders.size(job.id), None if in_use else partial(self._retire, job.id))
+
+    def _retire(self, job_id: str) -> None:
+        with suppress(JobNotFound):  # deleted meanwhile
+            self.delete(job_id)
 
     async def follow(self, job_id: str) -> AsyncIterator[Job]:
         """The job now, then every change until it has ended, or is deleted, or the service stops."""

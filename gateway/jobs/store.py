@@ -123,11 +123,9 @@ class JobStore:
         with self._read() as connection:
             return [_job(row) for row in connection.execute(query)]
 
-    def ended(self) -> list[Job]:
-        """The one that ended first, first."""
-        query = sa.select(*JOB_COLUMNS).where(jobs.c.state.in_(ENDED)).order_by(jobs.c.completed_at)
+    def all(self) -> list[Job]:
         with self._read() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [_job(row) for row in connection.execute(sa.select(*JOB_COLUMNS))]
 
     def ids(self) -> set[str]:
         with self._read() as connection:
