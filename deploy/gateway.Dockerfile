@@ -15,7 +15,7 @@ COPY --from=build /opt/lipserve /opt/lipserve
 COPY --from=build /srv/lipserve /srv/lipserve
 # Volumes take their owner from the folders they are mounted on.
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin lipserve \
- && install -d -o lipserve -g lipserve /srv/lipserve/avatars /srv/lipserve/work
+ && install -d -o lipserve -g lipserve /srv/lipserve/avatars /srv/lipserve/storage /srv/lipserve/work
 # librosa wants a home, and numba, which it brings, a folder for what it compiles, or neither can be imported.
 # ONNX Runtime's wheels report their use to Microsoft unless they are told not to.
 ENV PATH=/opt/lipserve/bin:$PATH \
@@ -28,6 +28,7 @@ ENV PATH=/opt/lipserve/bin:$PATH \
     LIPSERVE_PORT=8080 \
     LIPSERVE_AVATARS_DIR=/srv/lipserve/avatars \
     LIPSERVE_MODELS_DIR=/srv/lipserve/models \
+    LIPSERVE_STORAGE_DIR=/srv/lipserve/storage \
     LIPSERVE_WORK_DIR=/srv/lipserve/work
 WORKDIR /srv/lipserve
 USER lipserve

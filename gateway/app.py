@@ -114,7 +114,7 @@ def _webhooks(app: FastAPI, settings: Settings, jobs: JobService) -> Webhooks | 
     if app.state.poster is None:
         return None
     given, links = settings.webhook_secret, app.state.links
-    secret = given.get_secret_value() if given is not None else own_secret(settings.storage_dir)
+    secret = (given and given.get_secret_value()) or own_secret(settings.storage_dir)
 
     def body(job: Job) -> dict[str, Any]:
         return job_view(job, links.result(job)).model_dump(mode="json")

@@ -1,5 +1,6 @@
 """The endpoints of jobs: list, show, follow, fetch the result, cancel and remove; and how a main call becomes one."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from gateway.work import Workers
 from lipserve.errors import InvalidParameter, UrlNotAllowed
 
 SECONDS_BETWEEN_HEARTBEATS = 15
+SECONDS_TO_STOP = 5.0  # that a stream has to end by itself
 
 router = APIRouter()
 
@@ -79,12 +81,24 @@ async def follow_job(request: Request, job_id: str) -> EventSourceResponse:
     jobs: JobService = request.app.state.jobs
     await anyio.to_thread.run_sync(jobs.get, job_id, owner_of(request))
 
-    async def events() -> AsyncIterator[ServerSentEvent]:
-        async for job in jobs.follow(job_id):
-            view = await anyio.to_thread.run_sync(_view, request, job)
-            yield ServerSentEvent(view.model_dump_json(), event="job")
+    stopping = anyio.Event()
 
-    return EventSourceResponse(events(), ping=SECONDS_BETWEEN_HEARTBEATS)
+    async def let_go() -> None:
+        await stopping.wait()
+        jobs.let_followers_go()
+
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        waiting = asyncio.create_task(let_go())
+        try:
+            async for job in jobs.follow(job_id):
+                view = await anyio.to_thread.run_sync(_view, request, job)
+                yield ServerSentEvent(view.model_dump_json(), event="job")
+        finally:
+            waiting.cancel()
+
+    return EventSourceResponse(
+        events(), ping=SECONDS_BETWEEN_HEARTBEATS, shutdown_event=stopping, shutdown_grace_period=SECONDS_TO_STOP
+    )
 
 
 @router.get(

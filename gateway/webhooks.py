@@ -17,7 +17,14 @@ from typing import Any, Protocol
 import anyio
 import structlog
 from standardwebhooks import Webhook
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
 from gateway.jobs import Job, JobService
 from gateway.jobs.store import now
@@ -107,7 +114,7 @@ class Webhooks:
     async def _outcome(self, job: Job) -> str:
         attempts = AsyncRetrying(
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential_jitter(self._first_wait, exp_base=3, max=3600, jitter=self._first_wait),
+            wait=wait_exponential(self._first_wait, exp_base=3) + wait_random(0, self._first_wait),
             retry=retry_if_exception_type(FetchFailed),
         )
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from receiver import LocalPoster
 from samples import short_clip
 
 from gateway.app import create_app
@@ -70,7 +71,8 @@ def settings(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Settin
 @pytest.fixture(scope="session")
 def client(settings: Settings, triton: EmbeddedTriton) -> Iterator[TestClient]:
     """The real gateway in this process, in front of the real Triton."""
-    with TestClient(create_app(settings, triton.grpc_url), raise_server_exceptions=False) as client:
+    app = create_app(settings, triton.grpc_url, LocalPoster())
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 

@@ -89,7 +89,8 @@ def test_the_gateway_gets_settings_that_are_settings(services: dict[str, Any], m
     settings = Settings()
     assert (settings.host, settings.port, settings.triton_url) == ("0.0.0.0", 8080, "triton:8001")
     mounts = {target(volume) for volume in services["gateway"]["volumes"]}
-    assert {str(settings.avatars_dir), str(settings.work_dir), str(settings.models_dir / settings.profile)} == mounts
+    ours_on_disk = settings.avatars_dir, settings.storage_dir, settings.work_dir, settings.models_dir / settings.profile
+    assert {str(folder) for folder in ours_on_disk} == mounts
 
 
 def written_in(recipe: Path) -> dict[str, str]:
@@ -109,7 +110,8 @@ def test_every_variable_is_in_the_example_and_every_setting_there_has_its_defaul
     assert asked == set(shown)
     for name, value in shown.items():
         if name.startswith("LIPSERVE_") and name != "LIPSERVE_PROFILE":
-            assert value == str(Settings.model_fields[name.removeprefix("LIPSERVE_").lower()].default), name
+            default = Settings.model_fields[name.removeprefix("LIPSERVE_").lower()].default
+            assert value == ("" if default is None else str(default)), name
 
 
 @needs_compose

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from processes import wait_for
+from receiver import receiving
 from samples import facts, short_clip, tone, write_sound
+from standardwebhooks import Webhook
 
+from gateway.webhooks import own_secret
 from lipserve.settings import Settings
 
 
@@ -97,6 +100,7 @@ def test_what_the_call_would_refuse_is_no_job(client: TestClient, lisa: str, sou
     before = client.get("/jobs").json()["jobs"]
     assert refused(avatar_id="nobody") == "avatar_not_found"
     assert refused(fps="0") == refused(speed="2") == refused(audio_path="x.wav") == "invalid_parameter"
+    assert refused(webhook="ftp://example.org/") == "url_not_allowed"
     nothing = client.post("/lip_sync", data={"avatar_id": lisa, "async": "true", "audio_path": "../x"})
     assert nothing.json()["kind"] == "path_not_allowed"
     late = client.post("/lip_sync", data={"avatar_id": lisa, "webhook": "http://x/"}, files={"audio": b"x"})
@@ -149,6 +153,17 @@ def test_events_tell_every_change_until_the_end(client: TestClient, lisa: str, s
     assert seen[-1]["state"] == "done"
     assert [view["progress"] for view in seen] == sorted(view["progress"] for view in seen)
     assert client.get("/jobs/job_" + "0" * 32 + "/events").status_code == 404
+
+
+def test_a_jobs_end_is_posted_signed_to_its_webhook(
+    client: TestClient, lisa: str, settings: Settings, sound: Path
+) -> None:
+    with receiving() as receiver:
+        job = ended(client, submit(client, sound, webhook=receiver.url))
+        wait_for(lambda: receiver.got, 20)
+        ((headers, body),) = receiver.got
+    told = Webhook(own_secret(settings.storage_dir)).verify(body, headers)
+    assert told == job | {"result_url": f"http://127.0.0.1:8080/jobs/{job['id']}/result"}  # as the settings say
 
 
 def test_jobs_are_listed_in_pages(client: TestClient, lisa: str, sound: Path) -> None:

@@ -3,71 +3,27 @@
 import asyncio
 import json
 import stat
-import threading
-from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from processes import wait_for
+from receiver import LocalPoster, Receiver, receiving
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from gateway.jobs import Job, JobContext, JobService
 from gateway.webhooks import ATTEMPTS, Webhooks, own_secret
 from gateway.work import Workers
-from lipserve.errors import FetchFailed, InvalidParameter, UrlNotAllowed
+from lipserve.errors import InvalidParameter
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-class Receiver:
-    """Answers as told, then 204; keeps what it has got."""
-
-    def __init__(self) -> None:
-        self.answers: list[int] = []
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.got.append((dict(self.headers.items()), body))
-                self.send_response(receiver.answers.pop(0) if receiver.answers else 204)
-                self.end_headers()
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
-
-
-class Post:
-    """Sends wherever it is told to."""
-
-    def check(self, url: str) -> None:
-        pass
-
-    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        if "refused" in url:
-            raise UrlNotAllowed("Not there.", "")
-        try:
-            return httpx.post(url, content=body, headers=dict(headers)).status_code
-        except httpx.TransportError as exc:
-            raise FetchFailed("No answer.", "") from exc
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    thread = threading.Thread(target=receiver.server.serve_forever)
-    thread.start()
-    yield receiver
-    receiver.server.shutdown()
-    thread.join()
-    receiver.server.server_close()
+    with receiving() as receiver:
+        yield receiver
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -87,7 +43,7 @@ class Bench:
         return {}
 
     def webhooks(self) -> Webhooks:
-        webhooks = Webhooks(Post(), SECRET, self.jobs, describe, first_wait=0.01)
+        webhooks = Webhooks(LocalPoster(), SECRET, self.jobs, describe, first_wait=0.01)
         self.jobs.on_end(webhooks.tell)
         return webhooks
 
@@ -117,7 +73,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.close()
 
 
-def test_an_end_is_told_once_signed_so_that_others_libraries_agree(bench: Bench, receiver: Receiver) -> None:
+def test_an_end_is_told_once_signed_so_that_others_libraries_agree(
+    bench: Bench, receiver: Receiver, tmp_path: Path
+) -> None:
     job = bench.told(bench.webhooks(), receiver.url)
     ((headers, body),) = receiver.got
     assert Webhook(SECRET).verify(body, headers) == describe(job) == json.loads(body)
@@ -126,7 +84,7 @@ def test_an_end_is_told_once_signed_so_that_others_libraries_agree(bench: Bench,
     with pytest.raises(WebhookVerificationError):
         Webhook(SECRET).verify(body.replace(b"done", b"gone"), headers)
     with pytest.raises(WebhookVerificationError):
-        Webhook(own_secret(Path(bench.jobs.folders.folder(job.id)))).verify(body, headers)
+        Webhook(own_secret(tmp_path)).verify(body, headers)
 
 
 def test_kinds_may_have_bodies_of_their_own(bench: Bench, receiver: Receiver) -> None:
@@ -173,7 +131,7 @@ def test_what_was_not_told_is_told_after_a_restart(tmp_path: Path, receiver: Rec
 
 def test_an_end_while_the_service_stops_stays_to_be_told(bench: Bench, receiver: Receiver) -> None:
     receiver.answers = [500] * 100
-    webhooks = Webhooks(Post(), SECRET, bench.jobs, describe, first_wait=60)
+    webhooks = Webhooks(LocalPoster(), SECRET, bench.jobs, describe, first_wait=60)
     bench.jobs.on_end(webhooks.tell)
 
     async def story() -> None:
@@ -197,4 +155,4 @@ def test_the_secret_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("secret", ["whsec_", "", "whsec_ä", "x"])
 def test_a_secret_that_is_none_is_refused(bench: Bench, secret: str) -> None:
     with pytest.raises(InvalidParameter, match="WEBHOOK_SECRET"):
-        Webhooks(Post(), secret, bench.jobs, describe)
+        Webhooks(LocalPoster(), secret, bench.jobs, describe)

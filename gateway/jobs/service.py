@@ -118,6 +118,10 @@ class JobService:
             self._closing = True
             for running in self._running.values():
                 running.cancelled.set()
+        self.let_followers_go()
+
+    def let_followers_go(self) -> None:
+        """The service is about to stop: nothing more is told."""
         self._followers.close()
 
     def close(self) -> None:
