@@ -15,5 +15,5 @@ class ErrorBody(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (404, 409, 413, 422, 429, 500, 502, 503, 507)
+    code: {"model": ErrorBody} for code in (401, 404, 409, 413, 422, 429, 500, 502, 503, 507)
 }

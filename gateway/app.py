@@ -14,18 +14,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import lipserve
-from gateway import logs
+from gateway import health, links, logs
+from gateway.access import CHALLENGE, Access, describe_keys
 from gateway.body_limit import BodyLimit, BodyRefused
 from gateway.calls import log_refused_call
 from gateway.engine import Engine
 from gateway.job_handlers import register_main_calls
+from gateway.job_routes import result_path
 from gateway.job_routes import router as job_router
 from gateway.job_view import job_view
 from gateway.jobs import Job, JobService
 from gateway.jobs.store import now
-from gateway.links import Links
+from gateway.key_limits import KeyLimits
+from gateway.keys import Keys
 from gateway.metrics import Metrics
 from gateway.request_count import RequestCount
 from gateway.request_id import RequestId
@@ -33,18 +37,23 @@ from gateway.retention import Retention
 from gateway.routes import endpoint_names, main_calls, router
 from gateway.webhooks import Poster, Webhooks, own_secret
 from gateway.work import Scratch, Workers
-from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, UploadStalled
+from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, Unauthorized, UploadStalled
 from lipserve.media import choose_encoder
 from lipserve.settings import Settings
 
 DEFAULT_TRITON_URL = "127.0.0.1:8001"
 WARM_UP_RETRY = 1.0  # seconds
-ROUTERS = (main_calls, router, job_router)
+ROUTERS = (main_calls, router, job_router, health.router)
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, triton_url: str | None = None, poster: Poster | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    triton_url: str | None = None,
+    triton_metrics_url: str | None = None,
+    poster: Poster | None = None,
+) -> FastAPI:
     """The gateway in front of `triton_url`, or of the one in the settings; `poster` sends webhooks. Raises
     EncoderUnavailable."""
     logs.configure(settings.log_format)
@@ -52,12 +61,14 @@ def create_app(settings: Settings, triton_url: str | None = None, poster: Poster
     app = FastAPIOffline(title="lipserve", version=lipserve.__version__, lifespan=_lifespan)
     app.state.settings = settings
     app.state.triton_url = triton_url or settings.triton_url or DEFAULT_TRITON_URL
+    app.state.triton_metrics_url = triton_metrics_url or settings.triton_metrics_url
     app.state.poster = poster
     app.state.warm = False
     metrics = app.state.metrics = Metrics()
     for part in ROUTERS:
         app.include_router(part)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_mb * 1_000_000)
+    _guard(app, settings)
     app.add_middleware(RequestId)
     app.add_middleware(RequestCount, metrics, frozenset(endpoint_names(*ROUTERS)))
     app.add_exception_handler(LipserveError, _answer_error)
@@ -65,6 +76,23 @@ def create_app(settings: Settings, triton_url: str | None = None, poster: Poster
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, _answer_unexpected)
     return app
+
+
+def _guard(app: FastAPI, settings: Settings) -> None:
+    """Keys and limits; outside of them what browsers ask, without a key, before they send one."""
+    keys = Keys(settings.keys_file) if settings.keys_file is not None else None
+    limits = KeyLimits(settings.rate_limit, settings.key_concurrency)
+    app.add_middleware(Access, keys, limits, _answer_error)
+    if keys is not None:
+        describe_keys(app)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-API-Key", "X-Request-Id"],
+            expose_headers=["Location", "Retry-After", "X-Request-Id"],
+        )
 
 
 @asynccontextmanager
@@ -79,7 +107,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.scratch = Scratch(settings.work_dir)
         stack.callback(app.state.scratch.close)
         app.state.jobs = jobs
-        app.state.links = Links(settings, jobs)
+        app.state.active_jobs = jobs.active
+        secret = links.secret(settings.storage_dir)
+        app.state.links = links.Links(secret, settings.result_url_seconds, settings.public_url)
+        app.state.triton_watch = health.TritonWatch(engine, app.state.triton_metrics_url)
         app.state.webhooks = webhooks = _webhooks(app, settings, jobs)
         app.state.syncs = Workers("sync", settings.max_concurrent_syncs, settings.max_waiting)
         app.state.preparations = Workers("prepare", 1, settings.max_waiting)
@@ -113,11 +144,12 @@ def _webhooks(app: FastAPI, settings: Settings, jobs: JobService) -> Webhooks | 
     """None where nothing sends them."""
     if app.state.poster is None:
         return None
-    given, links = settings.webhook_secret, app.state.links
+    given, own = settings.webhook_secret, f"http://{settings.host}:{settings.port}"
     secret = (given and given.get_secret_value()) or own_secret(settings.storage_dir)
 
     def body(job: Job) -> dict[str, Any]:
-        return job_view(job, links.result(job)).model_dump(mode="json")
+        url = app.state.links.sign(result_path(job.id), own) if jobs.has_result(job) else None
+        return job_view(job, url).model_dump(mode="json")
 
     webhooks = Webhooks(app.state.poster, secret, jobs, body)
     jobs.on_end(webhooks.tell)
@@ -158,6 +190,8 @@ def _error(
     headers = {"x-request-id": state.request_id, **getattr(state, "seconds_headers", {})}
     if retry_after is not None:
         headers["retry-after"] = str(retry_after)
+    if status == Unauthorized.status:
+        headers["www-authenticate"] = CHALLENGE
     if status in (UploadStalled.status, PayloadTooLarge.status):
         headers["connection"] = "close"  # or the rest of the body would still be read
     if not hasattr(state, "seconds_headers"):

@@ -6,12 +6,14 @@ job asks `cancelled` between its steps and ends with Cancelled when it is set.
 
 import logging
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from threading import Event
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -24,11 +26,12 @@ from gateway.avatars import AvatarCache
 from gateway.blend import blend
 from gateway.features import AudioEncoder, Padding, Prompts
 from gateway.metrics import Metrics
+from gateway.on_demand import OnDemand
 from gateway.timing import Stopwatch
-from gateway.triton import Batch, TritonClient
+from gateway.triton import CONTROL_TIMEOUT, Batch, TritonClient
 from lipserve.avatar import Avatar, AvatarInfo
 from lipserve.colour import U8
-from lipserve.contract import MAX_BATCH_SIZE, MAX_FPS, MIN_FPS, Priority
+from lipserve.contract import LIPSYNC, MAX_BATCH_SIZE, MAX_FPS, MIN_FPS, VAE_ENCODER, Model, Priority
 from lipserve.errors import (
     AvatarDamaged,
     AvatarNotFound,
@@ -46,13 +49,16 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 8  # MuseTalk's
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class SyncRequest:
     """What to say, and how. Raises InvalidParameter."""
 
     avatar_id: str
-    fps: int | None = None  # None: the avatar's own
+    fps: int | None = None  # None: as configured, else the avatar's own
     batch_size: int = DEFAULT_BATCH_SIZE
     padding: Padding = field(default_factory=Padding)
 
@@ -76,6 +82,24 @@ def ignore_progress(stage: str, done: int, total: int | None) -> None:
     """For callers that show none."""
 
 
+def needs(
+    model: Model,
+) -> Callable[[Callable[Concatenate["Engine", P], T]], Callable[Concatenate["Engine", P], T]]:
+    """The engine's method runs while Triton has this model; where models are loaded on demand, it is loaded first."""
+
+    def decorate(method: Callable[Concatenate["Engine", P], T]) -> Callable[Concatenate["Engine", P], T]:
+        @wraps(method)
+        def call(engine: "Engine", /, *args: P.args, **kwargs: P.kwargs) -> T:
+            if engine.on_demand is None:
+                return method(engine, *args, **kwargs)
+            with engine.on_demand.using(model.name):
+                return method(engine, *args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 class Engine:
     def __init__(self, settings: Settings, triton_url: str, metrics: Metrics | None = None) -> None:
         """Loads the audio encoder; does not need Triton yet. Raises ModelsMissing or EncoderUnavailable."""
@@ -87,6 +111,7 @@ class Engine:
         # Of each request, the batches at Triton and the one whose faces are being blended.
         slots = settings.max_concurrent_syncs * (settings.batches_in_flight + 1)
         self.triton = TritonClient(triton_url, settings.triton_timeout, metrics, settings.shared_memory, slots)
+        self.on_demand = OnDemand(self.triton, settings.unload_idle_seconds) if settings.lazy_load else None
         file = settings.models_dir / settings.profile / "audio_encoder.onnx"
         self._encoder = AudioEncoder(file, settings.audio_threads, settings.feature_cache, metrics.segment_looked_up)
         self._listeners = ThreadPoolExecutor(settings.max_concurrent_syncs, thread_name_prefix="listen")
@@ -96,17 +121,27 @@ class Engine:
 
     def close(self) -> None:
         self._listeners.shutdown(cancel_futures=True)
+        if self.on_demand is not None:
+            self.on_demand.close()
         self.triton.close()
 
     def warm_up(self) -> None:
-        """One pass through every model. Raises TritonUnavailable or TritonFailed."""
+        """One pass through every model, or through those that are not loaded on demand. Raises TritonUnavailable or
+        TritonFailed."""
         self._encoder.warm_up()
+        if self.on_demand is not None:
+            self.triton.connect()
+            return
         self._weights_id()
         self.triton.warm_up()
 
-    def _weights_id(self) -> str:
+    def is_ready(self, timeout: float = CONTROL_TIMEOUT) -> bool:
+        """Whether Triton has the models, or would load them."""
+        return self.triton.is_ready(timeout) if self.on_demand is None else self.triton.is_live(timeout)
+
+    def _weights_id(self, model: Model = LIPSYNC) -> str:
         """Of the models at Triton, which must belong to the audio encoder here."""
-        served = self.triton.weights_id()
+        served = self.triton.weights_id(model)
         if served != self._encoder.weights_id:
             raise TritonFailed(
                 f"Triton runs the weights {served!r}, the audio encoder is of {self._encoder.weights_id!r}.",
@@ -116,6 +151,7 @@ class Engine:
 
     # -- prepare ------------------------------------------------------------------------------------------------------
 
+    @needs(VAE_ENCODER)
     def prepare(
         self,
         source: Path,
@@ -137,7 +173,7 @@ class Engine:
             watch.lap(stage)
             progress(stage, done, total)
 
-        weights_id = self._weights_id()
+        weights_id = self._weights_id(VAE_ENCODER)
         limits = Limits(self._settings.max_video_seconds, self._settings.max_frame_pixels)
         with self.store.writing(avatar_id, force) as draft:
             info = prepare(
@@ -155,6 +191,7 @@ class Engine:
         watch.lap("store")
         return info
 
+    @needs(VAE_ENCODER)
     def import_avatar(
         self,
         folder: Path,
@@ -165,7 +202,7 @@ class Engine:
         progress: Progress = ignore_progress,
     ) -> AvatarInfo:
         """Store an avatar that MuseTalk's scripts prepared with the weights being served; see avatar_prep.imported."""
-        weights_id = self._weights_id()
+        weights_id = self._weights_id(VAE_ENCODER)
         limits = Limits(self._settings.max_video_seconds, self._settings.max_frame_pixels)
         encode = self.triton.encode_faces
         with self.store.writing(avatar_id, force) as draft:
@@ -173,6 +210,7 @@ class Engine:
 
     # -- lip-sync -----------------------------------------------------------------------------------------------------
 
+    @needs(LIPSYNC)
     def lip_sync(
         self,
         request: SyncRequest,
@@ -187,7 +225,7 @@ class Engine:
         watch.lap("queue")
         queued = watch.total
         avatar = self._open(request.avatar_id)
-        fps = request.fps or avatar.info.fps
+        fps = request.fps or self._settings.output_fps or avatar.info.fps
         draft = output.with_name(f".{output.name}.part")
         try:
             with ExitStack() as stack:
@@ -219,6 +257,7 @@ class Engine:
         info = avatar.info
         return Mp4Writer(file, (info.width, info.height), fps, sound, info.tags, self._encoding)
 
+    @needs(LIPSYNC)
     def is_usable(self, avatar_id: str) -> bool:
         """Whether the avatar can be used as it is. Raises TritonUnavailable."""
         try:

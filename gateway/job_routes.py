@@ -16,7 +16,6 @@ from gateway.answers import ERRORS
 from gateway.calls import logged_acceptance, prefers_job
 from gateway.job_view import JobList, JobView, job_view
 from gateway.jobs import Job, JobService, JobState
-from gateway.links import result_url
 from gateway.work import Workers
 from lipserve.errors import InvalidParameter, UrlNotAllowed
 
@@ -24,6 +23,19 @@ SECONDS_BETWEEN_HEARTBEATS = 15
 SECONDS_TO_STOP = 5.0  # that a stream has to end by itself
 
 router = APIRouter()
+
+
+def result_path(job_id: str) -> str:
+    return f"/jobs/{job_id}/result"
+
+
+def result_url(request: Request, job: Job) -> str | None:
+    """A signed link to the job's video; None if it has none."""
+    jobs: JobService = request.app.state.jobs
+    if not jobs.has_result(job):
+        return None
+    url: str = request.app.state.links.result_url(request, result_path(job.id))
+    return url
 
 
 def owner_of(request: Request) -> str:
@@ -107,9 +119,10 @@ async def follow_job(request: Request, job_id: str) -> EventSourceResponse:
     response_class=FileResponse,
 )
 def job_result(request: Request, job_id: str) -> FileResponse:
-    """The video of a job that is done."""
+    """The video of a job that is done: with the key that made it, or by the signed link that the job shows."""
     jobs: JobService = request.app.state.jobs
-    return JobResult(jobs, jobs.get(job_id, owner_of(request)))
+    owner = None if request.state.signed_path else owner_of(request)
+    return JobResult(jobs, jobs.get(job_id, owner))
 
 
 class JobResult(FileResponse):

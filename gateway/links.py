@@ -1,26 +1,78 @@
-"""The URLs that this service gives out."""
+"""Signed URLs that open one path, for reading, until they expire: results for players and pages that have no key.
 
+The only module that imports itsdangerous. The secret is made at the first start and kept in the storage folder; whoever
+removes it makes all links void.
+"""
+
+import hashlib
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import parse_qs, quote
+
+from itsdangerous import Signer
 from starlette.requests import Request
 
-from gateway.jobs import Job, JobService
-from lipserve.settings import Settings
+from lipserve.errors import LinkExpired
+
+SECRET_FILE = "links.secret"
 
 
 class Links:
-    """Absolute URLs, below LIPSERVE_PUBLIC_URL if it is set."""
+    """`seconds`: how long a link is good; `public_url`: what all links begin with, or None: as the request says."""
 
-    def __init__(self, settings: Settings, jobs: JobService) -> None:
-        self._public = settings.public_url
-        self._own = f"http://{settings.host}:{settings.port}"
-        self._jobs = jobs
+    def __init__(self, secret: bytes, seconds: int, public_url: str | None = None) -> None:
+        self._signer = Signer(secret, salt="lipserve.links", key_derivation="hmac", digest_method=hashlib.sha256)
+        self._seconds, self._public_url = seconds, public_url
 
-    def result(self, job: Job, base: str | None = None) -> str | None:
-        """Where the video of a job is; None if it has none. `base`: where the client has reached us."""
-        if not self._jobs.has_result(job):
-            return None
-        return f"{(self._public or base or self._own).rstrip('/')}/jobs/{job.id}/result"
+    def result_url(self, request: Request, path: str) -> str:
+        """A signed URL of this path for the sender of this request."""
+        return self.sign(path, str(request.base_url))
+
+    def sign(self, path: str, base_url: str = "") -> str:
+        """A signed URL: below public_url, else below `base_url`."""
+        expires = int(time.time()) + self._seconds
+        signature = self._signer.get_signature(_signed(path, expires)).decode()
+        base = (self._public_url or base_url).rstrip("/")
+        return f"{base}{quote(path)}?expires={expires}&signature={signature}"
+
+    def check(self, path: str, query: str) -> None:
+        """Raises LinkExpired unless the query is the one that `sign` gave this path, and it is still good."""
+        given = parse_qs(query)
+        expires, signature = given.get("expires", []), given.get("signature", [])
+        well_formed = len(expires) == len(signature) == 1 and expires[0].isascii() and expires[0].isdigit()
+        if not well_formed or not self._signer.verify_signature(_signed(path, int(expires[0][:15])), signature[0]):
+            raise LinkExpired("This link's signature does not fit it.", "Use the URL exactly as it was given.")
+        if int(expires[0]) <= time.time():
+            raise LinkExpired("This link has expired.", "Ask for a new one, with the key.")
 
 
-def result_url(request: Request, job: Job) -> str | None:
-    links: Links = request.app.state.links
-    return links.result(job, str(request.base_url))
+def _signed(path: str, expires: int) -> str:
+    return f"{expires}\n{path}"
+
+
+def is_signed(query: str) -> bool:
+    """Whether this request wants to be let in by its link."""
+    return "signature" in parse_qs(query)
+
+
+def secret(folder: Path) -> bytes:
+    """The secret kept in `folder`; made, for its owner's eyes only, if there is none."""
+    file = folder / SECRET_FILE
+    with suppress(FileNotFoundError):
+        return file.read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{SECRET_FILE}.{os.getpid()}"
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(secrets.token_bytes(32))
+        out.flush()
+        os.fsync(out.fileno())
+    try:
+        with suppress(FileExistsError):  # of another process, a moment ago
+            os.link(draft, file)
+    finally:
+        draft.unlink()
+    return file.read_bytes()

@@ -9,6 +9,7 @@ from functools import partial
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.jobs import ENDED, Job, JobService
 from gateway.work import Workers
@@ -137,6 +138,15 @@ class Metrics:
 
 def _count(jobs: JobService, state: str) -> float:
     return jobs.counts()[state]
+
+
+def sums(exposition: str) -> dict[str, float]:
+    """Of somebody's text format: each metric, summed over its labels. Raises ValueError."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
 
 
 def _kinds(error: type[LipserveError]) -> Iterator[str]:

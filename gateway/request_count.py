@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.metrics import Metrics
 
-NOT_COUNTED = ("live", "ready", "metrics")  # asked by machines every few seconds: they would drown the others
+NOT_COUNTED = ("health", "live", "ready", "metrics")  # asked by machines every few seconds: they would drown the others
 
 
 class RequestCount:

@@ -127,7 +127,7 @@ async def lip_sync(
     avatar_id: Annotated[str, Form()],
     audio: Annotated[UploadFile | None, "Speech: WAV, MP3, M4A, OGG, FLAC, or a video with sound."] = None,
     audio_path: Annotated[str | None, Form(description="Instead of an upload: a file in the media folder.")] = None,
-    fps: Annotated[int | None, Form(description="The avatar's own if not given.")] = None,
+    fps: Annotated[int | None, Form(description="LIPSERVE_OUTPUT_FPS, or the avatar's own, if not given.")] = None,
     batch_size: Annotated[int, Form()] = DEFAULT_BATCH_SIZE,
     audio_padding_length_left: Annotated[int, Form()] = 2,
     audio_padding_length_right: Annotated[int, Form()] = 2,
@@ -226,11 +226,11 @@ def live() -> Health:
 
 @router.get("/health/ready", responses={503: {"model": Health}})
 def ready(request: Request) -> Response:
-    """Every model is warm, and Triton is there now."""
+    """Every model is warm, and Triton is there now; with models loaded on demand: Triton is there now."""
     engine: Engine = request.app.state.engine
     if not request.app.state.warm:
         health = Health(status="not_ready", message="The models are being warmed up.")
-    elif not engine.triton.is_ready():
+    elif not engine.is_ready():
         health = Health(status="not_ready", message=f"Triton at {engine.triton.url} does not answer.")
     else:
         health = Health(status="ready")

@@ -47,6 +47,7 @@ CHANNEL_ARGUMENTS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 CONTROL_TIMEOUT = 5.0  # seconds, for questions that need no computing
+LOAD_TIMEOUT = 600.0  # seconds: engines with CUDA graphs take minutes to warm up
 _GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 # Triton's words; the status is UNAVAILABLE, too.
 _QUEUE_FULL = ("Request timeout expired", "Exceeds maximum queue size")
@@ -69,18 +70,43 @@ class TritonClient:
         self.slots.close()
         self.grpc.close()
 
-    def is_ready(self) -> bool:
+    def is_ready(self, timeout: float = CONTROL_TIMEOUT) -> bool:
         """Whether the ensemble, and so everything in it, can be used now."""
         try:
-            return bool(self.grpc.is_model_ready(LIPSYNC.name, client_timeout=CONTROL_TIMEOUT))
+            return bool(self.grpc.is_model_ready(LIPSYNC.name, client_timeout=timeout))
         except InferenceServerException:
             return False
 
-    def weights_id(self) -> str:
+    def is_live(self, timeout: float = CONTROL_TIMEOUT) -> bool:
+        """Whether the server answers, with whatever models. It calls itself unready while one is loaded or let go."""
+        try:
+            return bool(self.grpc.is_server_live(client_timeout=timeout))
+        except InferenceServerException:
+            return False
+
+    def weights_id(self, model: Model = LIPSYNC) -> str:
         """The identity of the weights the server runs. Raises TritonUnavailable."""
         with self.translated():
-            config = self.grpc.get_model_config(LIPSYNC.name, client_timeout=CONTROL_TIMEOUT).config
+            config = self.grpc.get_model_config(model.name, client_timeout=CONTROL_TIMEOUT).config
         return str(config.parameters[WEIGHTS_ID].string_value)
+
+    def is_loaded(self, name: str) -> bool:
+        """Raises TritonUnavailable."""
+        with self.translated():
+            return bool(self.grpc.is_model_ready(name, client_timeout=CONTROL_TIMEOUT))
+
+    def load(self, name: str) -> None:
+        """Returns when the model is there; an ensemble brings its members. Only where models are loaded on demand.
+
+        Raises TritonUnavailable or TritonFailed.
+        """
+        with self.translated():
+            self.grpc.load_model(name, client_timeout=LOAD_TIMEOUT)
+
+    def unload(self, name: str) -> None:
+        """An ensemble's members go too; Triton would keep them. What is being inferred is finished first."""
+        with self.translated():
+            self.grpc.unload_model(name, unload_dependents=True, client_timeout=CONTROL_TIMEOUT)
 
     def encode_faces(self, crops: U8) -> NDArray[np.float16]:
         """uint8 (n, 256, 256, 3) BGR to float16 (n, 8, 32, 32).
@@ -109,13 +135,18 @@ class TritonClient:
     def warm_up(self) -> None:
         """One frame through every model. Raises TritonUnavailable, TritonFailed or SharedMemoryUnusable."""
         latents = self.encode_faces(np.zeros((1, *CROPS.shape), CROPS.dtype))
-        with self.translated():
-            self.slots.reserve()
+        self.connect()
         with self.batch(1) as batch:
             batch.features[:] = 0
             batch.latents[:] = latents
             batch.send()
             batch.faces()
+
+    def connect(self) -> None:
+        """All that can be made ready without a model. Raises TritonUnavailable or SharedMemoryUnusable."""
+        with self.translated():
+            self.grpc.is_server_live(client_timeout=CONTROL_TIMEOUT)
+            self.slots.reserve()
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The command line: set up, serve, prepare, import, sync, demo.
+"""The command line: set up, serve, prepare, import, sync, demo, config; `models` and `keys` have modules of their own.
 
 `prepare` and `sync` do in this process what the gateway does behind its endpoints, with a progress bar. Each command
 starts the embedded Triton unless LIPSERVE_TRITON_URL names another one.
@@ -19,12 +19,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lipserve.errors import LipserveError, ModelsMissing
+from lipserve.keys_cli import app as keys_app
 from lipserve.settings import Settings
-from lipserve.terminal import err, settings_or_exit
+from lipserve.terminal import err, settings_or_exit, settings_table
 from lipserve.weights.cli import app as models_app
 
 app = typer.Typer(name="lipserve", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
 
 MAX_CONNECTIONS = 512  # beyond them uvicorn answers 503 at once
 DEMO = Path(__file__).parent.parent / "demo"
@@ -51,15 +53,16 @@ def main() -> None:
 
 
 @contextmanager
-def _triton(settings: Settings) -> Iterator[str]:
-    """The gRPC address of the Triton to use; the embedded one lives as long as the block."""
+def _triton(settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """The Triton to use: its gRPC address, its metrics' URL if known. The embedded one lives as long as the block."""
     if settings.triton_url is not None:
-        yield settings.triton_url
+        yield settings.triton_url, settings.triton_metrics_url
         return
     from lipserve.embedded import EmbeddedTriton, Ports
 
     ports = Ports(settings.triton_http_port, settings.triton_grpc_port, settings.triton_metrics_port)
-    server = EmbeddedTriton(settings.model_repository, settings.models_dir, settings.work_dir, ports)
+    folders = settings.model_repository, settings.models_dir, settings.work_dir
+    server = EmbeddedTriton(*folders, ports, explicit=settings.lazy_load)
     # SIGTERM must unwind like Ctrl-C, so that the child is stopped.
     previous = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
@@ -69,7 +72,7 @@ def _triton(settings: Settings) -> Iterator[str]:
             f"Triton is ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, log {server.log_file}",
             soft_wrap=True,
         )
-        yield server.grpc_url
+        yield server.grpc_url, server.metrics_url
     finally:
         server.stop()
         signal.signal(signal.SIGTERM, previous)
@@ -126,9 +129,9 @@ def up(
     settings = settings_or_exit(host=host, port=port)
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(settings.work_dir)  # uploads are spooled there while they come in
-    with _triton(settings) as url:
+    with _triton(settings) as (url, metrics_url):
         config = uvicorn.Config(
-            create_app(settings, url),
+            create_app(settings, url, metrics_url),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -141,6 +144,16 @@ def up(
             server.run()
     if not server.started:
         sys.exit(1)
+
+
+@app.command()
+def config(
+    host: Annotated[str | None, typer.Option(help="As of `up`.")] = None,
+    port: Annotated[int | None, typer.Option(help="As of `up`.")] = None,
+) -> None:
+    """Show every setting's value and where it is from; exit code 2 if one makes no sense."""
+    options = {"host": host, "port": port}
+    print(settings_table(settings_or_exit(**options), {name for name, value in options.items() if value is not None}))
 
 
 @app.command()
@@ -254,7 +267,7 @@ def _engine() -> Iterator[Any]:
     from gateway.engine import Engine
 
     settings = settings_or_exit()
-    with _triton(settings) as url:
+    with _triton(settings) as (url, _):
         engine = Engine(settings, url)
         try:
             engine.store.recover()

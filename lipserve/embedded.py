@@ -2,7 +2,7 @@
 
 It is started on given or free ports, waited for, started again if it dies, and stopped. It never outlives this process:
 the kernel ends it when its parent is gone (PR_SET_PDEATHSIG), and its Python stubs watch it in turn. What it prints is
-kept in a log file. Knows nothing of models beyond the folder they are in.
+kept in a log file. Knows nothing of models beyond the folder they are in, and whether all are loaded at first or none.
 """
 
 import http.client
@@ -66,12 +66,23 @@ class Ports:
 
 
 class EmbeddedTriton:
-    """Use as a context manager: entering returns when every model is ready, leaving stops the server."""
+    """Use as a context manager: entering returns when every model is ready, leaving stops the server.
 
-    def __init__(self, model_repository: Path, models_dir: Path, run_dir: Path, ports: Ports | None = None) -> None:
+    With `explicit`, no model is loaded before a client asks Triton to, and it is ready without any.
+    """
+
+    def __init__(
+        self,
+        model_repository: Path,
+        models_dir: Path,
+        run_dir: Path,
+        ports: Ports | None = None,
+        explicit: bool = False,
+    ) -> None:
         self._repository = model_repository.resolve()
         self._files = (models_dir / TRITONSERVER.folder).resolve()
         self._run_dir = run_dir.resolve()
+        self._explicit = explicit
         self.ports = (ports or Ports()).filled()
         self.log_file = self._run_dir / "triton.log"
         self._log_start = 0  # byte where this server's own lines begin
@@ -159,6 +170,7 @@ class EmbeddedTriton:
         ports = self.ports
         options = {
             "model-repository": self._repository,
+            "model-control-mode": "explicit" if self._explicit else "none",
             "backend-directory": self._backends(),
             "http-address": "127.0.0.1",
             "http-port": ports.http,

@@ -1,22 +1,68 @@
 """All configuration, in one place. Nothing else in the project reads the environment.
 
-Each field is set by the environment variable `LIPSERVE_<FIELD>`; the README's table is checked against this class.
+Each field is set by the environment variable `LIPSERVE_<FIELD>`; the README's table is checked against this class. Some
+have a second, plain name, under which other services know them; the prefixed one wins. An empty variable is as good as
+none. A variable `LIPSERVE_…` that is no field is a mistake, not something to pass over.
 """
 
+import os
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import Self
 
 from lipserve.contract import MAX_FPS, MIN_FPS
 
 SharedMemoryMode = Literal["auto", "on", "off"]
 Positive = Annotated[int, Field(gt=0)]
 
+PREFIX = "LIPSERVE_"
+PLAIN_NAMES = {  # of other services, where they mean the same: the field
+    "HOST": "host",
+    "PORT": "port",
+    "STORAGE_DIR": "storage_dir",
+    "MODELS_DIR": "models_dir",
+    "MAX_CONCURRENT_JOBS": "max_concurrent_syncs",
+    "JOB_TIMEOUT_SECONDS": "job_timeout_seconds",
+    "MAX_QUEUE_SIZE": "max_waiting",
+    "OUTPUT_FPS": "output_fps",
+    "LAZY_LOAD": "lazy_load",
+    "UNLOAD_IDLE_SECONDS": "unload_idle_seconds",
+}
+_HOST = r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?"
+_ORIGIN = re.compile(rf"https?://{_HOST}")
+_BASE_URL = re.compile(rf"https?://{_HOST}(?:/[\w.~/-]*)?", re.IGNORECASE | re.ASCII)
+
+
+def environment() -> dict[str, tuple[str, str]]:
+    """Field: its value, and the variable that has it. What is misspelt is there too, as a field that does not exist."""
+    plain = {field: (os.environ.get(name, ""), name) for name, field in PLAIN_NAMES.items()}
+    prefixed = {
+        name[len(PREFIX) :].lower(): (value, name)
+        for name, value in os.environ.items()
+        if name.upper().startswith(PREFIX)
+    }
+    given = plain | {field: found for field, found in prefixed.items() if found[0]}
+    return {field: (value, name) for field, (value, name) in given.items() if value}
+
+
+class _Environment(PydanticBaseSettingsSource):
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, _ = environment().get(field_name, (None, ""))
+        return value, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return {field: value for field, (value, _) in environment().items()}
+
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="LIPSERVE_", extra="forbid", frozen=True)
+    # Errors do not show what was given: it may be a secret under a misspelt name.
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port the gateway listens on.")
@@ -110,3 +156,62 @@ class Settings(BaseSettings):
     max_text_chars: Positive = Field(5000, description="Longest text of one script.")
 
     log_format: Literal["json", "console"] = Field("json", description="Log lines as JSON objects, or for people.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+    @property
+    def origins(self) -> list[str]:
+        """`cors_origins`, one by one."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in filter(None, (part.strip() for part in value.split(","))):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: scheme://host[:port] in small letters, and no path, as browsers send it"
+                )
+        return value
+
+    @field_validator("public_url", "triton_metrics_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not _BASE_URL.fullmatch(value):
+            raise ValueError("must be http:// or https://, a host, and at most a port and a path")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.keys_file is None:
+            if "*" in self.origins:
+                raise ValueError(
+                    "LIPSERVE_CORS_ORIGINS=* without LIPSERVE_KEYS_FILE would let any web page use this service"
+                )
+            for name in ("rate_limit", "key_concurrency"):
+                if getattr(self, name):
+                    raise ValueError(f"LIPSERVE_{name.upper()} limits keys: it needs LIPSERVE_KEYS_FILE")
+        if self.lazy_load and self.triton_url is not None:
+            raise ValueError("LIPSERVE_LAZY_LOAD is for the embedded Triton, LIPSERVE_TRITON_URL names another one")
+        if self.unload_idle_seconds and not self.lazy_load:
+            raise ValueError(
+                "LIPSERVE_UNLOAD_IDLE_SECONDS needs LIPSERVE_LAZY_LOAD: else nothing would load the models again"
+            )
+        return self
+
+
+def origin(field: str, options: Collection[str]) -> str:
+    """Where a field's value is from: `command line` if it is among the options given there, a variable, `default`."""
+    if field in options:
+        return "command line"
+    found = environment().get(field)
+    return found[1] if found else "default"

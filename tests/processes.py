@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from lipserve.settings import Settings
+from lipserve.settings import PLAIN_NAMES, PREFIX, Settings
 
 START_TIMEOUT = 90.0  # seconds
 
@@ -25,8 +25,9 @@ def free_port() -> int:
 def environment(settings: Settings, **more: object) -> dict[str, str]:
     """The process environment for these settings."""
     given = {name: getattr(settings, name) for name in settings.model_fields_set} | more
-    own = {f"LIPSERVE_{name.upper()}": str(value) for name, value in given.items()}
-    return {name: value for name, value in os.environ.items() if not name.startswith("LIPSERVE_")} | own
+    own = {PREFIX + name.upper(): str(value) for name, value in given.items()}
+    others = {name for name in os.environ if name.startswith(PREFIX)} | PLAIN_NAMES.keys()
+    return {name: value for name, value in os.environ.items() if name not in others} | own
 
 
 class Service:

@@ -62,6 +62,18 @@ def test_wrong_settings_are_named(own_settings: Settings, tmp_path: Path) -> Non
     assert "LIPSERVE_PORT" in done.stderr
 
 
+def test_the_configuration_is_shown_or_its_mistakes_are(own_settings: Settings, tmp_path: Path) -> None:
+    done = run(own_settings, tmp_path, "config", "--port", 9009, max_waiting=7)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    assert rows["LIPSERVE_PORT"] == ["9009", "command", "line"]
+    assert rows["LIPSERVE_MAX_WAITING"] == ["7", "LIPSERVE_MAX_WAITING"]
+    done = run(own_settings, tmp_path, "config", max_wating=7, video_crf="best")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "LIPSERVE_MAX_WATING: there is no such setting; the nearest is LIPSERVE_MAX_WAITING" in done.stderr
+    assert "LIPSERVE_VIDEO_CRF: " in done.stderr
+
+
 def test_a_failed_sync_leaves_no_file_and_keeps_the_old_one(own_settings: Settings, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     out.write_bytes(b"yesterday's")

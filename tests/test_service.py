@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from processes import wait_for
 from samples import FORMATS, SPEECH, facts, pictures, short_clip, tone, write_sound
 
+from gateway.app import create_app
 from lipserve.embedded import EmbeddedTriton
 from lipserve.media import VideoReader, read_sound
 from lipserve.settings import Settings
@@ -124,6 +125,19 @@ def test_other_frame_rates(client: TestClient, lisa: str, tmp_path: Path, fps: i
     found = facts(video)
     assert (found["frames"], found["rate"]) == (frames, Fraction(fps))
     assert found["audio_seconds"] == pytest.approx(found["video_seconds"], abs=1 / fps)
+
+
+def test_the_frame_rate_may_be_set_for_all_who_name_none(
+    client: TestClient, lisa: str, settings: Settings, triton: EmbeddedTriton, tmp_path: Path
+) -> None:
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    own = {"work_dir": tmp_path / "work", "storage_dir": tmp_path / "storage", "output_fps": 10}
+    sound, video = write_sound(tmp_path / "a.wav", tone(1.2), 16000), tmp_path / "out.mp4"
+    with TestClient(create_app(Settings(**given | own), triton.grpc_url)) as at_10_fps:
+        video.write_bytes(say(at_10_fps, sound))
+        assert (facts(video)["frames"], facts(video)["rate"]) == (12, Fraction(10))
+        video.write_bytes(say(at_10_fps, sound, fps=20))
+        assert (facts(video)["frames"], facts(video)["rate"]) == (24, Fraction(20))
 
 
 def test_silence_is_speech_too(client: TestClient, lisa: str, tmp_path: Path) -> None:
@@ -270,6 +284,7 @@ def test_the_api_describes_itself(client: TestClient) -> None:
         ("/jobs/{job_id}", "delete"),
         ("/jobs/{job_id}/events", "get"),
         ("/jobs/{job_id}/result", "get"),
+        ("/health", "get"),
         ("/health/live", "get"),
         ("/health/ready", "get"),
         ("/metrics", "get"),

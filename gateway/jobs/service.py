@@ -286,6 +286,10 @@ class JobService:
         handed = sum(self._handed.values())
         return {"queued": len(self._queue) + max(handed - processing, 0), "processing": processing}
 
+    def active(self, owner: str) -> int:
+        """Jobs of an owner that have not ended."""
+        return self.store.active(owner)
+
     # -- a job's way --------------------------------------------------------------------------------------------------
 
     def _hand_over(self, workers: Workers) -> None:

@@ -131,6 +131,12 @@ class JobStore:
         with self._read() as connection:
             return set(connection.execute(sa.select(jobs.c.id)).scalars())
 
+    def active(self, owner: str) -> int:
+        """How many jobs of an owner have not ended."""
+        query = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state.not_in(ENDED))
+        with self._read() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def move(self, job_id: str, state: JobState, attempt: int | None = None, **values: Any) -> Job | None:
         """The job in its new state; None if it is in none from which that can be reached, or at another attempt."""
         values["state"] = state
