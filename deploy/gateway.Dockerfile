@@ -13,9 +13,13 @@ fetch(FACE_MODELS, Path('/srv/lipserve/models'))"
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/lipserve /opt/lipserve
 COPY --from=build /srv/lipserve /srv/lipserve
+# What speaks text scripts, unless LIPSERVE_TTS says otherwise.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends espeak-ng \
+ && rm -rf /var/lib/apt/lists/*
 # Volumes take their owner from the folders they are mounted on.
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin lipserve \
- && install -d -o lipserve -g lipserve /srv/lipserve/avatars /srv/lipserve/storage /srv/lipserve/work
+ && install -d -o lipserve -g lipserve /srv/lipserve/avatars /srv/lipserve/work /srv/lipserve/storage
 # librosa wants a home, and numba, which it brings, a folder for what it compiles, or neither can be imported.
 # ONNX Runtime's wheels report their use to Microsoft unless they are told not to.
 ENV PATH=/opt/lipserve/bin:$PATH \
@@ -28,8 +32,8 @@ ENV PATH=/opt/lipserve/bin:$PATH \
     LIPSERVE_PORT=8080 \
     LIPSERVE_AVATARS_DIR=/srv/lipserve/avatars \
     LIPSERVE_MODELS_DIR=/srv/lipserve/models \
-    LIPSERVE_STORAGE_DIR=/srv/lipserve/storage \
-    LIPSERVE_WORK_DIR=/srv/lipserve/work
+    LIPSERVE_WORK_DIR=/srv/lipserve/work \
+    LIPSERVE_STORAGE_DIR=/srv/lipserve/storage
 WORKDIR /srv/lipserve
 USER lipserve
 EXPOSE 8080

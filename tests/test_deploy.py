@@ -88,9 +88,12 @@ def test_the_gateway_gets_settings_that_are_settings(services: dict[str, Any], m
             monkeypatch.setenv(name, str(value))
     settings = Settings()
     assert (settings.host, settings.port, settings.triton_url) == ("0.0.0.0", 8080, "triton:8001")
+    assert settings.triton_metrics_url == "http://triton:8002/metrics"
     mounts = {target(volume) for volume in services["gateway"]["volumes"]}
-    ours_on_disk = settings.avatars_dir, settings.storage_dir, settings.work_dir, settings.models_dir / settings.profile
-    assert {str(folder) for folder in ours_on_disk} == mounts
+    folders = {settings.avatars_dir, settings.work_dir, settings.storage_dir, settings.models_dir / settings.profile}
+    assert {str(folder) for folder in folders} == mounts
+    for folder in (settings.avatars_dir, settings.work_dir, settings.storage_dir):  # volumes take its owner
+        assert re.search(rf"install -d -o lipserve -g lipserve .*{folder}\b", recipe_of(services["gateway"]))
 
 
 def written_in(recipe: Path) -> dict[str, str]:
@@ -112,6 +115,21 @@ def test_every_variable_is_in_the_example_and_every_setting_there_has_its_defaul
         if name.startswith("LIPSERVE_") and name != "LIPSERVE_PROFILE":
             default = Settings.model_fields[name.removeprefix("LIPSERVE_").lower()].default
             assert value == ("" if default is None else str(default)), name
+
+
+def test_every_setting_is_passed_to_the_gateway_or_has_no_place_there() -> None:
+    embedded = {"model_repository", "lazy_load", "unload_idle_seconds"} | {
+        f"triton_{port}_port" for port in ("http", "grpc", "metrics")
+    }
+    not_there = {"media_dir", "video_encoder"}  # nothing is mounted, and the GPU is Triton's
+    text = COMPOSE.read_text() + (ROOT / "deploy/gateway.Dockerfile").read_text()
+    passed = {name.lower() for name in re.findall(r"LIPSERVE_([A-Z_]+)[:=]", text)}
+    assert passed == set(Settings.model_fields) - embedded - not_there
+
+
+def test_the_gateway_image_has_the_voice_of_text_scripts() -> None:
+    assert Settings.model_fields["tts"].default == "espeak"
+    assert re.search(r"apt-get install .*\bespeak-ng\b", (ROOT / "deploy/gateway.Dockerfile").read_text())
 
 
 @needs_compose
