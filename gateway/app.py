@@ -64,6 +64,7 @@ def create_app(
     app.state.triton_metrics_url = triton_metrics_url or settings.triton_metrics_url
     app.state.poster = poster
     app.state.warm = False
+    app.state.failure = None
     metrics = app.state.metrics = Metrics()
     for part in ROUTERS:
         app.include_router(part)
@@ -97,6 +98,16 @@ def _guard(app: FastAPI, settings: Settings) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    try:
+        async with _working(app):
+            yield
+    except LipserveError as exc:
+        app.state.failure = exc  # for `lipserve up`: uvicorn only has its traceback
+        raise
+
+
+@asynccontextmanager
+async def _working(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     with ExitStack() as stack:
         jobs = JobService(settings.storage_dir, settings.max_waiting, settings.job_timeout_seconds)

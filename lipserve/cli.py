@@ -130,8 +130,9 @@ def up(
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(settings.work_dir)  # uploads are spooled there while they come in
     with _triton(settings) as (url, metrics_url):
+        app = create_app(settings, url, metrics_url)
         config = uvicorn.Config(
-            create_app(settings, url, metrics_url),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -141,7 +142,10 @@ def up(
         )
         server = uvicorn.Server(config)
         with suppress(KeyboardInterrupt):  # uvicorn passes the signal on after its own clean end
-            server.run()
+            try:
+                server.run()
+            except SystemExit:  # it could not start
+                raise (app.state.failure or SystemExit(1)) from None
     if not server.started:
         sys.exit(1)
 

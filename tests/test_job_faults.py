@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from processes import Service, is_running, service, wait_for
+from processes import Service, environment, is_running, service, wait_for
 from samples import facts, tone, write_sound
 
 from lipserve.embedded import EmbeddedTriton
@@ -139,11 +141,16 @@ def test_a_clean_end_lets_go_of_followers_and_the_job_goes_on_later(own_settings
 
 
 @pytest.fixture(scope="module")
-def full(own_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def full_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("full") / "storage"
+
+
+@pytest.fixture(scope="module")
+def full(own_settings: Settings, full_storage: Path) -> Iterator[Service]:
     """Two jobs at work, two in the queue, and no room for more."""
-    root = tmp_path_factory.mktemp("full")
+    root = full_storage.parent
     sound = write_sound(root / "long.wav", tone(120), 16000)
-    with service(own_settings, root / "up.log", max_waiting=2, storage_dir=root / "storage") as up:
+    with service(own_settings, root / "up.log", max_waiting=2, storage_dir=full_storage) as up:
         for _ in range(4):
             assert submit(up, sound).status_code == 202
         wait_for(lambda: sorted(job["state"] for job in shown(up).values()) == ["processing"] * 2 + ["queued"] * 2, 20)
@@ -173,6 +180,18 @@ def test_a_full_queue_says_no_at_once_while_work_goes_on(full: Service, tmp_path
     metrics = full.http.get("/metrics").text
     assert 'lipserve_stored_jobs{state="queued"} 2.0' in metrics
     assert 'lipserve_stored_jobs{state="processing"} 2.0' in metrics
+
+
+def test_a_second_gateway_on_the_same_storage_says_so_and_ends(
+    full: Service, own_settings: Settings, full_storage: Path
+) -> None:
+    command = [sys.executable, "-m", "lipserve", "up", "--port", "0"]
+    env = environment(own_settings, storage_dir=full_storage)
+    second = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-2].startswith("storage_in_use: Another gateway works in")
+    assert "LIPSERVE_STORAGE_DIR" in second.stderr.splitlines()[-1]
+    assert full.is_ready()
 
 
 def test_an_upload_that_has_no_chance_is_not_read(full: Service) -> None:

@@ -23,6 +23,7 @@ from lipserve.errors import (
     JobNotFound,
     QueueFull,
     StorageForeign,
+    StorageFull,
     StorageInUse,
 )
 
@@ -292,6 +293,36 @@ def test_jobs_of_a_kind_that_is_gone_fail(tmp_path: Path, open_bench: Callable[.
     error = bench.ended(job).error
     assert error is not None
     assert error["kind"] == "interrupted"
+
+
+def test_a_store_that_is_full_for_a_while_costs_no_job(
+    open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its beginning nor its end."""
+    monkeypatch.setattr("gateway.jobs.service.SECONDS_OF_PATIENCE", 0.02)
+    bench = open_bench()
+    move, refused = bench.jobs.store.move, ["processing", "done", "failed", "failed"]
+
+    def full(job_id: str, state: Any, *arguments: Any, **values: Any) -> Job | None:
+        if state in refused:
+            refused.remove(state)
+            raise StorageFull("The disk is full.", "")
+        return move(job_id, state, *arguments, **values)
+
+    monkeypatch.setattr(bench.jobs.store, "move", full)
+    job = bench.ended(bench.submit("a"))
+    assert (job.state, job.error and job.error["kind"], refused) == ("failed", "storage_full", [])
+    assert bench.ended(bench.submit("b")).state == "done"
+
+
+def test_a_full_disk_is_an_error_with_a_name(open_bench: Callable[..., Bench]) -> None:
+    bench = open_bench()
+    with bench.jobs.store._engine.begin() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # of this connection, which the pool hands out again
+    with pytest.raises(StorageFull):
+        bench.submit("a", owner="x" * 100_000)
+    assert bench.jobs.list(None) == []
+    assert list(bench.jobs.folders._root.iterdir()) == []
 
 
 def test_one_gateway_owns_the_storage(open_bench: Callable[..., Bench], tmp_path: Path) -> None:

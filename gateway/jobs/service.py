@@ -43,6 +43,8 @@ from lipserve.errors import (
 
 MOST_ATTEMPTS = 2  # of a job whose gateway was killed meanwhile
 SECONDS_BETWEEN_REPORTS = 0.3
+SECONDS_OF_PATIENCE = 5.0  # with a store that cannot be written to
+ATTEMPTS_TO_END = 12
 ONE_STAGE: Mapping[str, float] = {"render": 1.0}
 
 log = structlog.stdlib.get_logger("gateway")
@@ -306,6 +308,10 @@ class JobService:
             def work(cancelled: Event, job_id: str = job_id) -> None:
                 try:
                     self._work(job_id, cancelled)
+                except Exception:
+                    log.exception("a job could not be begun; it is queued again", job_id=job_id)
+                    cancelled.wait(SECONDS_OF_PATIENCE)
+                    self._queue.put(workers.name, job_id)
                 finally:
                     with self._lock:
                         self._handed[workers.name] -= 1
@@ -336,8 +342,6 @@ class JobService:
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             try:
                 self._handle(job, cancelled)
-            except Exception:
-                log.exception("a job could not be ended")
             finally:
                 timer.cancel()
                 self._forget(job_id)
@@ -361,7 +365,8 @@ class JobService:
             flush(context.folder)
             ended = self._move(job, "done", result=result, progress=1.0, completed_at=now())
         except Exception as exc:
-            ended = self._unsuccessful(job, exc)
+            self.folders.drop_results(job.id)
+            ended = self._certainly(partial(self._unsuccessful, job, exc))
         watch.stop()
         if ended is None or ended.state != "done":  # too late: it has timed out, or was cancelled
             self.folders.drop_results(job.id)
@@ -372,6 +377,16 @@ class JobService:
             seconds=round(watch.total, 3),
             stages=watch.rounded(),
         )
+
+    def _certainly(self, end: Callable[[], Job | None]) -> Job | None:
+        """A job must not stay without an end because the disk is full at that moment."""
+        for _ in range(ATTEMPTS_TO_END):
+            try:
+                return end()
+            except Exception:
+                log.exception("a job's end could not be written down; trying again")
+                time.sleep(SECONDS_OF_PATIENCE)
+        return None  # "processing" in the store: taken up at the next start
 
     def _unsuccessful(self, job: Job, exc: Exception) -> Job | None:
         if self._closing:  # whatever it was, it may come from that

@@ -13,10 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import JSON, Boolean, Column, Float, Integer, String, Table
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from gateway.jobs.model import ENDED, TRANSITIONS, Job, JobState
-from lipserve.errors import StorageForeign
+from lipserve.errors import StorageForeign, StorageFull
 
 SCHEMA_VERSION = 1
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -88,7 +88,7 @@ class JobStore:
 
     def insert(self, job: Job) -> None:
         values = {column.name: getattr(job, column.name) for column in JOB_COLUMNS}
-        with self._engine.begin() as connection:
+        with self._write() as connection:
             connection.execute(jobs.insert().values(**values, serial=serial(job.id), webhook_pending=False))
 
     def get(self, job_id: str) -> Job | None:
@@ -152,13 +152,13 @@ class JobStore:
         change = jobs.update().where(jobs.c.id == job_id, jobs.c.state.in_(states))
         if attempt is not None:
             change = change.where(jobs.c.attempts == attempt)
-        with self._engine.begin() as connection:
+        with self._write() as connection:
             row = connection.execute(change.values(**values).returning(*JOB_COLUMNS)).one_or_none()
         return None if row is None else _job(row)
 
     def delete(self, job_id: str) -> bool:
         """Whether it was there, and had ended."""
-        with self._engine.begin() as connection:
+        with self._write() as connection:
             gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.state.in_(ENDED)))
             return gone.rowcount == 1
 
@@ -169,8 +169,19 @@ class JobStore:
             return list(connection.execute(query).scalars())
 
     def webhook_told(self, job_id: str) -> None:
-        with self._engine.begin() as connection:
+        with self._write() as connection:
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(webhook_pending=False))
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        """One transaction. Raises StorageFull."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as exc:
+            if "full" not in str(exc.orig):
+                raise
+            raise StorageFull("The disk is full.", "Free some space where lipserve keeps its jobs.") from exc
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
