@@ -27,8 +27,10 @@ class Recording:
 
 
 @contextmanager
-def recorded(path: Path, max_seconds: float, folder: Path) -> Iterator[Recording]:
+def recorded(path: Path, max_seconds: float, folder: Path, pad_seconds: float = 0.0) -> Iterator[Recording]:
     """The sound of a media file, decoded into files without a name in `folder`: any length in constant memory.
+
+    `pad_seconds`: of silence after it, which `max_seconds` does not count.
 
     Raises NotAudio, AudioDamaged or AudioTooLong.
     """
@@ -43,6 +45,8 @@ def recorded(path: Path, max_seconds: float, folder: Path) -> Iterator[Recording
                 played.append(to_played.convert(block))
             heard.append(to_heard.rest())
             played.append(to_played.rest())
+        for sound in (heard, played) if pad_seconds else ():
+            sound.append(np.zeros((sound.channels, round(pad_seconds * sound.rate)), np.float32))
         yield Recording(heard, played)
 
 

@@ -13,14 +13,14 @@ class AvatarCache:
     """Safe to use from several threads. An avatar that was prepared anew, or touched, is opened anew."""
 
     def __init__(self, store: AvatarStore, size: int, metrics: Metrics) -> None:
-        self._store, self._size, self._metrics = store, size, metrics
+        self.store, self._size, self._metrics = store, size, metrics
         self._open: OrderedDict[str, Avatar] = OrderedDict()
         self._lock = Lock()
 
     def get(self, avatar_id: str) -> Avatar:
         """Raises InvalidAvatarId, AvatarNotFound or AvatarDamaged."""
         try:
-            version = self._store.version(avatar_id)
+            version = self.store.version(avatar_id)
         except AvatarNotFound:
             self.forget(avatar_id)
             raise
@@ -31,7 +31,7 @@ class AvatarCache:
                 self._metrics.cache_hits.inc()
                 return avatar
         self._metrics.cache_misses.inc()
-        avatar = self._store.open(avatar_id)
+        avatar = self.store.open(avatar_id)
         with self._lock:
             self._open[avatar_id] = avatar
             self._open.move_to_end(avatar_id)

@@ -48,6 +48,7 @@ from lipserve.store import AvatarStore
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 8  # MuseTalk's
+MAX_PAD_SECONDS = 60
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class SyncRequest:
     fps: int | None = None  # None: as configured, else the avatar's own
     batch_size: int = DEFAULT_BATCH_SIZE
     padding: Padding = field(default_factory=Padding)
+    pad_seconds: float = 0.0  # of silence after the sound
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -69,6 +71,10 @@ class SyncRequest:
         ):
             if value is not None and not low <= value <= high:
                 raise InvalidParameter(f"{name} is {value}.", f"It must be from {low} to {high}.")
+        if not 0 <= self.pad_seconds <= MAX_PAD_SECONDS:
+            raise InvalidParameter(
+                f"{self.pad_seconds} s of silence are to be added.", f"They must be 0 to {MAX_PAD_SECONDS}."
+            )
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,11 @@ class Engine:
         self._weights_id()
         self.triton.warm_up()
 
+    @property
+    def weights_id(self) -> str:
+        """Of the audio encoder here, and so of the models at Triton, if they fit."""
+        return self._encoder.weights_id
+
     def is_ready(self, timeout: float = CONTROL_TIMEOUT) -> bool:
         """Whether Triton has the models, or would load them."""
         return self.triton.is_ready(timeout) if self.on_demand is None else self.triton.is_live(timeout)
@@ -162,8 +173,10 @@ class Engine:
         cancelled: Event | None = None,
         source_name: str | None = None,
         watch: Stopwatch | None = None,
+        store: AvatarStore | None = None,
     ) -> AvatarInfo:
-        """Make and store an avatar; it appears whole, or not at all. Raises AvatarExists without `force`."""
+        """Make and store an avatar, among the named ones unless `store` is given; it appears whole, or not at all.
+        Raises AvatarExists without `force`."""
         watch = watch or Stopwatch()
 
         watch.lap("queue")
@@ -175,7 +188,7 @@ class Engine:
 
         weights_id = self._weights_id(VAE_ENCODER)
         limits = Limits(self._settings.max_video_seconds, self._settings.max_frame_pixels)
-        with self.store.writing(avatar_id, force) as draft:
+        with (store or self.store).writing(avatar_id, force) as draft:
             info = prepare(
                 source,
                 draft,
@@ -219,18 +232,20 @@ class Engine:
         progress: Progress = ignore_progress,
         cancelled: Event | None = None,
         watch: Stopwatch | None = None,
+        avatars: AvatarCache | None = None,
     ) -> SyncResult:
-        """Write the mp4 in which the avatar says what is in `audio`."""
+        """Write the mp4 in which the avatar, a named one unless `avatars` is given, says what is in `audio`."""
         watch = watch or Stopwatch()
         watch.lap("queue")
         queued = watch.total
-        avatar = self._open(request.avatar_id)
+        avatar = self._open(request.avatar_id, avatars or self.avatars)
         fps = request.fps or self._settings.output_fps or avatar.info.fps
         draft = output.with_name(f".{output.name}.part")
         try:
             with ExitStack() as stack:
                 with watch.stage("audio"):
-                    sound = stack.enter_context(recorded(audio, self._settings.max_audio_seconds, output.parent))
+                    limit, pad = self._settings.max_audio_seconds, request.pad_seconds
+                    sound = stack.enter_context(recorded(audio, limit, output.parent, pad))
                     frames = frame_count(sound.heard.length, fps)
                 heard = Prompts(sound.heard, fps, request.padding, self._encoder.hidden_states, self._listeners)
                 stack.enter_context(closing(heard))
@@ -261,13 +276,13 @@ class Engine:
     def is_usable(self, avatar_id: str) -> bool:
         """Whether the avatar can be used as it is. Raises TritonUnavailable."""
         try:
-            self._open(avatar_id)
+            self._open(avatar_id, self.avatars)
         except (AvatarNotFound, AvatarDamaged, AvatarOutdated):
             return False
         return True
 
-    def _open(self, avatar_id: str) -> Avatar:
-        avatar = self.avatars.get(avatar_id)
+    def _open(self, avatar_id: str, avatars: AvatarCache) -> Avatar:
+        avatar = avatars.get(avatar_id)
         served = self._weights_id()
         if avatar.info.weights_id != served:
             raise AvatarOutdated(

@@ -70,6 +70,14 @@ class Metrics:
         self._segments = Counter(
             "lipserve_feature_cache_lookups", "30 s segments of sound to be encoded.", ["result"], registry=registry
         )
+        self._pictures = Counter(
+            "lipserve_picture_avatar_lookups",
+            "Pictures and clips of talks; hit: had been prepared before.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("hit", "miss"):
+            self._pictures.labels(result)
         self._running = Gauge("lipserve_jobs_running", "Calls in a worker now.", ["endpoint"], registry=registry)
         self._waiting = Gauge("lipserve_jobs_waiting", "Calls waiting for a worker.", ["endpoint"], registry=registry)
         self._stored = Gauge("lipserve_stored_jobs", "Jobs that have not ended.", ["state"], registry=registry)
@@ -117,6 +125,9 @@ class Metrics:
 
     def segment_looked_up(self, known: bool) -> None:
         self._segments.labels("hit" if known else "miss").inc()
+
+    def picture_looked_up(self, known: bool) -> None:
+        self._pictures.labels("hit" if known else "miss").inc()
 
     def batches(self, transport: str) -> None:
         """A batch is sent to Triton this way, one of TRANSPORTS."""

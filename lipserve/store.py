@@ -31,6 +31,10 @@ class AvatarStore:
             )
         return self.root / avatar_id
 
+    def lock_file(self, avatar_id: str) -> Path:
+        """Held by whoever writes the avatar; stays when it is deleted."""
+        return self.root / f".lock-{avatar_id}"
+
     def exists(self, avatar_id: str) -> bool:
         return self.folder(avatar_id).is_dir()
 
@@ -108,7 +112,7 @@ class AvatarStore:
         target = self.folder(avatar_id)
         self.root.mkdir(parents=True, exist_ok=True)
         draft = self.root / f".draft-{avatar_id}"
-        with _lock(self.root / f".lock-{avatar_id}", avatar_id):
+        with _lock(self.lock_file(avatar_id), avatar_id):
             self.require_free(avatar_id, force)
             shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
             draft.mkdir()
@@ -139,7 +143,7 @@ class AvatarStore:
         for leftover in [*self.root.glob(".replaced-*"), *self.root.glob(".draft-*")]:
             kind, avatar_id = leftover.name.split("-", 1)
             target = self.root / avatar_id
-            with suppress(AvatarBusy), _lock(self.root / f".lock-{avatar_id}", avatar_id):
+            with suppress(AvatarBusy), _lock(self.lock_file(avatar_id), avatar_id):
                 if kind == ".replaced" and leftover.exists() and not target.exists():
                     leftover.rename(target)
                 else:
