@@ -42,6 +42,11 @@ class Pictures(Protocol):
     def __iter__(self) -> Iterator[U8]: ...
 
 
+def is_picture(start: bytes) -> bool:
+    """Whether a file with these first bytes, 12 or more, is read as a still picture, and not as a video."""
+    return start.startswith(_PICTURE_STARTS) and (not start.startswith(b"RIFF") or start[8:12] == b"WEBP")
+
+
 def open_source(path: Path, fps: int, limits: Limits) -> AbstractContextManager[Pictures]:
     """Raises NotAVideo, VideoDamaged or VideoTooLarge."""
     if path.is_dir():
@@ -56,7 +61,7 @@ def open_source(path: Path, fps: int, limits: Limits) -> AbstractContextManager[
         return nullcontext(StillPictures(files, limits))
     with path.open("rb") as handle:
         start = handle.read(12)
-    if start.startswith(_PICTURE_STARTS) and (not start.startswith(b"RIFF") or start[8:] == b"WEBP"):
+    if is_picture(start):
         return nullcontext(StillPictures([path], limits))
     return VideoReader(path, fps, limits.seconds, limits.pixels)
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,11 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import lipserve
-from gateway import health, links, logs
+from avatar_prep.source import Limits
+from gateway import did, did_routes, health, links, logs, service_routes
 from gateway.access import CHALLENGE, Access, describe_keys
 from gateway.body_limit import BodyLimit, BodyRefused
 from gateway.calls import log_refused_call
 from gateway.engine import Engine
+from gateway.fetching import UrlFetcher
 from gateway.job_handlers import register_main_calls
 from gateway.job_routes import result_path
 from gateway.job_routes import router as job_router
@@ -31,10 +34,13 @@ from gateway.jobs.store import now
 from gateway.key_limits import KeyLimits
 from gateway.keys import Keys
 from gateway.metrics import Metrics
+from gateway.pictures import PictureAvatars
 from gateway.request_count import RequestCount
 from gateway.request_id import RequestId
-from gateway.retention import Retention
+from gateway.retention import Kept, Retention
 from gateway.routes import endpoint_names, main_calls, router
+from gateway.talks import KIND, Talks
+from gateway.uploads import Uploads
 from gateway.webhooks import Poster, Webhooks, own_secret
 from gateway.work import Scratch, Workers
 from lipserve.errors import InvalidParameter, LipserveError, PayloadTooLarge, Unauthorized, UploadStalled
@@ -43,7 +49,16 @@ from lipserve.settings import Settings
 
 DEFAULT_TRITON_URL = "127.0.0.1:8001"
 WARM_UP_RETRY = 1.0  # seconds
-ROUTERS = (main_calls, router, job_router, health.router)
+ROUTERS = (
+    main_calls,
+    router,
+    job_router,
+    did_routes.orders,
+    did_routes.router,
+    service_routes.orders,
+    service_routes.router,
+    health.router,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +69,8 @@ def create_app(
     triton_metrics_url: str | None = None,
     poster: Poster | None = None,
 ) -> FastAPI:
-    """The gateway in front of `triton_url`, or of the one in the settings; `poster` sends webhooks. Raises
-    EncoderUnavailable."""
+    """The gateway in front of `triton_url`, or of the one in the settings; `poster` sends webhooks, if not
+    what fetches URLs does. Raises EncoderUnavailable."""
     logs.configure(settings.log_format)
     choose_encoder(settings.video_encoder)  # one that does not work ends the start here, in one line
     app = FastAPIOffline(title="lipserve", version=lipserve.__version__, lifespan=_lifespan)
@@ -131,6 +146,16 @@ async def _working(app: FastAPI) -> AsyncIterator[None]:
         app.state.metrics.watch_jobs(jobs)
         retention = app.state.retention = Retention(settings.job_retention_hours, settings.storage_max_gb * 1e9)
         retention.sources.append(jobs.kept)
+        uploads = app.state.uploads = Uploads(
+            settings.storage_dir / "uploads",
+            settings.job_retention_hours,
+            settings.max_upload_mb * 1_000_000,
+            Limits(settings.max_video_seconds, settings.max_frame_pixels),
+            settings.max_audio_seconds,
+        )
+        pictures = PictureAvatars(settings, engine, app.state.metrics)
+        app.state.talks = Talks(settings, jobs, app.state.syncs, engine, pictures, uploads)
+        retention.sources += [pictures.kept, partial(_kept_uploads, uploads)]
         jobs.start()
         if webhooks is not None:
             webhooks.start()
@@ -151,18 +176,29 @@ async def _working(app: FastAPI) -> AsyncIterator[None]:
             await asyncio.to_thread(app.state.preparations.close)
 
 
+def _kept_uploads(uploads: Uploads) -> list[Kept]:
+    return [Kept(upload.created_at, upload.size, partial(uploads.remove, upload)) for upload in uploads.list()]
+
+
 def _webhooks(app: FastAPI, settings: Settings, jobs: JobService) -> Webhooks | None:
     """None where nothing sends them."""
-    if app.state.poster is None:
+    poster = app.state.poster or (UrlFetcher(settings) if settings.fetch_urls else None)
+    if poster is None:
         return None
     given, own = settings.webhook_secret, f"http://{settings.host}:{settings.port}"
     secret = (given and given.get_secret_value()) or own_secret(settings.storage_dir)
 
-    def body(job: Job) -> dict[str, Any]:
-        url = app.state.links.sign(result_path(job.id), own) if jobs.has_result(job) else None
-        return job_view(job, url).model_dump(mode="json")
+    def url(job: Job) -> str | None:
+        return app.state.links.sign(result_path(job.id), own) if jobs.has_result(job) else None
 
-    webhooks = Webhooks(app.state.poster, secret, jobs, body)
+    def body(job: Job) -> dict[str, Any]:
+        return job_view(job, url(job)).model_dump(mode="json")
+
+    def talk_body(job: Job) -> dict[str, Any]:
+        return did.talk(job, url(job)).model_dump(mode="json", exclude_none=True)
+
+    webhooks = Webhooks(poster, secret, jobs, body)
+    webhooks.bodies[KIND] = talk_body
     jobs.on_end(webhooks.tell)
     return webhooks
 
@@ -207,6 +243,10 @@ def _error(
         headers["connection"] = "close"  # or the rest of the body would still be read
     if not hasattr(state, "seconds_headers"):
         log.info("%s %s refused: %s %s: %s", request.method, request.url.path[:200], status, kind, message[:500])
+    message, hint = (text.encode(errors="replace").decode() for text in (message, hint))  # lone surrogates out of JSON
+    if did.speaks(request.url.path):
+        answer = did.error(status, kind, message, hint, {"request_id": state.request_id})
+        return JSONResponse(answer.model_dump(), did.status(status), headers)
     return JSONResponse(
         {"kind": kind, "message": message, "hint": hint, "request_id": state.request_id}, status, headers
     )

@@ -38,7 +38,7 @@ async def logged_job(
     """
     watch = Stopwatch()
     async with _logged(request, what, parameters, watch, 200):
-        await _refuse_unknown_fields(request)
+        await refuse_unknown_fields(request)
         check()
         folder = request.app.state.scratch.folder()
         result = await workers.run(request, folder, lambda cancelled: job(folder, cancelled, watch))
@@ -56,7 +56,7 @@ async def logged_acceptance(
 ) -> T:
     """A call that becomes a job: refused for the same reasons as the blocking form, and before its inputs are kept."""
     async with _logged(request, what, parameters, Stopwatch(), 202):
-        await _refuse_unknown_fields(request)
+        await refuse_unknown_fields(request)
         check()
         request.app.state.jobs.require_room(workers)
         return await accept()
@@ -132,7 +132,7 @@ def prefers_job(request: Request) -> bool:
     ]
 
 
-async def _refuse_unknown_fields(request: Request) -> None:
+async def refuse_unknown_fields(request: Request) -> None:
     """A misspelt optional field would silently do nothing."""
     known = _field_names(request)
     unknown = sorted(set(await request.form()) - known)

@@ -1,0 +1,136 @@
+"""The D-ID compatible endpoints: paths and statuses. What they mean stands in gateway.did; the work, gateway.talks."""
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Query, Request, Response, UploadFile
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+from gateway import did
+from gateway.job_routes import owner_of, result_url
+from gateway.jobs import Job, JobService
+from gateway.talks import KIND, Talks
+from gateway.uploads import Uploads
+from lipserve.errors import JobNotDone, JobNotFound, LipserveError
+from lipserve.media import SoundReader
+
+
+class OrderRoute(APIRoute):
+    """Where no talk could be taken, it is refused before its body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def refuse_or_handle(request: Request) -> Response:
+            request.app.state.talks.require_room()
+            return await handle(request)
+
+        return refuse_or_handle
+
+
+orders = APIRouter(tags=["D-ID compatible"], route_class=OrderRoute)
+router = APIRouter(tags=["D-ID compatible"])
+log = structlog.stdlib.get_logger("gateway")
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": did.DidError} for code in (400, 401, 404, 409, 413, 429, 500, 503, 507)
+}
+
+
+class UploadedImage(BaseModel):
+    id: str = Field(examples=["img_8d0f…"])
+    url: str = Field(examples=["lipserve://images/img_8d0f…"], description="To be given as source_url.")
+
+
+class UploadedAudio(BaseModel):
+    id: str = Field(examples=["aud_51c2…"])
+    url: str = Field(examples=["lipserve://audios/aud_51c2…"], description="To be given as audio_url.")
+    duration: float = Field(examples=[3.25], description="Seconds.")
+
+
+@orders.post("/talks", responses=ERRORS, status_code=201)
+def create_talk(request: Request, talk: did.CreateTalk) -> did.Created:
+    """Order a talk. It is made when its turn comes: ask GET /talks/{id}, or give a webhook."""
+    talks: Talks = request.app.state.talks
+    return did.created(talks.submit(talk.order(), owner_of(request), talk.webhook))
+
+
+@router.get("/talks/{talk_id}", responses=ERRORS, response_model_exclude_none=True)
+def show_talk(request: Request, talk_id: str) -> did.Talk:
+    """One talk: its status, and its result_url once that is `done`."""
+    return _shown(request, find(request, talk_id))
+
+
+@router.get("/talks", responses=ERRORS, response_model_exclude_none=True)
+def list_talks(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=did.MAX_LIMIT)] = did.DEFAULT_LIMIT,
+    token: Annotated[str | None, Query(max_length=64, description="As the page before gave it.")] = None,
+) -> did.TalkList:
+    """Talks, the newest first."""
+    jobs: JobService = request.app.state.jobs
+    found = jobs.list(owner_of(request), kinds=(KIND,), limit=limit + 1, before=token or None)
+    shown = [_shown(request, job) for job in found[:limit]]
+    return did.TalkList(talks=shown, token=shown[-1].id if len(found) > limit else None)
+
+
+@router.delete("/talks/{talk_id}", responses=ERRORS, response_model_exclude_none=True)
+def delete_talk(request: Request, talk_id: str) -> did.Talk:
+    """Delete a talk and its video; answers what it was. One that is being made is 409."""
+    jobs: JobService = request.app.state.jobs
+    job = find(request, talk_id)
+    if job.state == "processing":
+        raise JobNotDone("The talk is being made.", "Wait until it is done, or cancel it: DELETE /jobs/{id}.")
+    if job.state == "queued":
+        job = jobs.cancel(job.id, job.owner)
+    jobs.delete(job.id, job.owner)
+    log.info("talk deleted", job_id=job.id)
+    return did.talk(job, None)
+
+
+@router.post("/images", responses=ERRORS, status_code=201)
+def upload_image(request: Request, image: UploadFile) -> UploadedImage:
+    """Keep a picture for talks: JPEG, PNG or WebP."""
+    kept = _uploads(request).keep("image", image.file, image.filename or "", owner_of(request))
+    return UploadedImage(id=kept.id, url=kept.url)
+
+
+@router.post("/audios", responses=ERRORS, status_code=201)
+def upload_audio(request: Request, audio: UploadFile) -> UploadedAudio:
+    """Keep a sound for talks: WAV, MP3, M4A, OGG, FLAC, AAC or WebM."""
+    uploads, owner = _uploads(request), owner_of(request)
+    kept = uploads.keep("audio", audio.file, audio.filename or "", owner)
+    try:
+        duration = _seconds(uploads.open(kept.id, owner), request.app.state.settings.max_audio_seconds)
+    except LipserveError:
+        uploads.remove(kept)
+        raise
+    return UploadedAudio(id=kept.id, url=kept.url, duration=round(duration, 3))
+
+
+def find(request: Request, talk_id: str) -> Job:
+    """The caller's talk of this id, whichever API ordered it. Raises JobNotFound."""
+    jobs: JobService = request.app.state.jobs
+    job = jobs.get(talk_id, owner_of(request))
+    if job.kind != KIND:
+        raise JobNotFound("There is no such talk.", "GET /jobs has the other jobs.")
+    return job
+
+
+def _seconds(file: Path, most: float) -> float:
+    """Of a sound, decoded: what a file says of itself may be wrong. Raises NotAudio, AudioDamaged or AudioTooLong."""
+    with SoundReader(file, most) as reader:
+        samples: int = sum(block.shape[1] for block in reader)
+        return samples / reader.rate
+
+
+def _shown(request: Request, job: Job) -> did.Talk:
+    return did.talk(job, result_url(request, job))
+
+
+def _uploads(request: Request) -> Uploads:
+    uploads: Uploads = request.app.state.uploads
+    return uploads

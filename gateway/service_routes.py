@@ -1,0 +1,139 @@
+"""The endpoints that self-hosted MuseTalk services have: a form in, an id to poll. The same talks as gateway.did's."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
+from pydantic import BaseModel, Field
+
+from avatar_prep.source import is_picture
+from gateway.answers import ErrorBody
+from gateway.calls import refuse_unknown_fields
+from gateway.did_routes import OrderRoute, find
+from gateway.job_routes import owner_of, result_url
+from gateway.jobs import Job, JobState
+from gateway.talks import TalkOrder, Talks
+from gateway.uploads import Upload, Uploads, What
+from lipserve.errors import InvalidParameter
+
+MAX_URL = 2048
+
+orders = APIRouter(tags=["MuseTalk services"], route_class=OrderRoute)
+router = APIRouter(tags=["MuseTalk services"])
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (401, 404, 413, 422, 429, 500, 503, 507)
+}
+Status = Literal["queued", "processing", "done", "error"]
+STATUSES: dict[JobState, Status] = {
+    "queued": "queued",
+    "processing": "processing",
+    "done": "done",
+    "failed": "error",
+    "cancelled": "error",
+}
+_ID = "tlk_00064412b5c5a1d2e3f405162738495a"
+
+
+class Submitted(BaseModel):
+    id: str = Field(examples=[_ID])
+    status: Status = Field(examples=["queued"])
+    result_url: str | None = Field(None, description="Comes with /talk-status, when it is done.")
+    created_at: datetime
+
+
+class TalkStatus(Submitted):
+    progress: float = Field(examples=[0.42], description="0 to 1.")
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    error: str | None = Field(None, examples=["No face was found in any of the 1 frames."])
+    error_kind: str | None = Field(None, examples=["no_face"])
+
+
+class Uploaded(BaseModel):
+    id: str = Field(examples=["img_8d0f…"])
+    url: str = Field(examples=["lipserve://images/img_8d0f…"], description="To be given as source_url or audio_url.")
+    filename: str = Field(examples=["anna.jpg"])
+    size: int = Field(examples=[48213], description="Bytes.")
+
+
+@orders.post("/generate-video", responses=ERRORS, dependencies=[Depends(refuse_unknown_fields)])
+def generate_video(
+    request: Request,
+    audio_url: Annotated[
+        str | None, Form(max_length=MAX_URL, description="http(s), or what /upload-audio gave.")
+    ] = None,
+    source_url: Annotated[
+        str | None, Form(max_length=MAX_URL, description="http(s), or what /upload-source-image gave.")
+    ] = None,
+    audio_data: Annotated[UploadFile | None, "Instead of audio_url: the sound itself."] = None,
+    source_image: Annotated[UploadFile | None, "Instead of source_url: the picture or clip itself."] = None,
+) -> Submitted:
+    """Order a talk. It is made when its turn comes: ask /talk-status/{id}."""
+    talks: Talks = request.app.state.talks
+    _require_one(audio_url=audio_url, audio_data=audio_data)
+    _require_one(source_url=source_url, source_image=source_image)
+    source = source_url or _keep_source(request, source_image).url
+    audio = audio_url or _keep(request, "audio", audio_data).url
+    job = talks.submit(TalkOrder(source_url=source, audio_url=audio), owner_of(request), None)
+    return Submitted(id=job.id, status=STATUSES[job.state], created_at=job.created_at)
+
+
+@router.get("/talk-status/{talk_id}", responses=ERRORS)
+def talk_status(request: Request, talk_id: str) -> TalkStatus:
+    """How far a talk is, and where its video is once it is done."""
+    job = find(request, talk_id)
+    return status(job, result_url(request, job))
+
+
+@router.post("/upload-source-image", responses=ERRORS)
+def upload_source_image(request: Request, file: UploadFile) -> Uploaded:
+    """Keep a picture (JPEG, PNG, WebP) or a clip (MP4, MOV, WebM) for talks."""
+    return _answer(_keep_source(request, file))
+
+
+@router.post("/upload-audio", responses=ERRORS)
+def upload_audio_file(request: Request, file: UploadFile) -> Uploaded:
+    """Keep a sound for talks: WAV, MP3, M4A, OGG, FLAC, AAC or WebM."""
+    return _answer(_keep(request, "audio", file))
+
+
+def status(job: Job, url: str | None) -> TalkStatus:
+    error = job.error or {}
+    if job.state == "cancelled":
+        error = {"kind": "cancelled", "message": "The talk was cancelled."}
+    return TalkStatus(
+        id=job.id,
+        status=STATUSES[job.state],
+        result_url=url,
+        created_at=job.created_at,
+        progress=job.progress,
+        started_at=job.started_at,
+        completed_at=job.completed_at,
+        error=error.get("message"),
+        error_kind=error.get("kind"),
+    )
+
+
+def _require_one(**given: str | UploadFile | None) -> None:
+    first, second = given
+    if sum(bool(value) for value in given.values()) != 1:
+        raise InvalidParameter(f"Exactly one of {first} and {second} must be given.", f"Send {first}, or {second}.")
+
+
+def _keep_source(request: Request, file: UploadFile | None) -> Upload:
+    """A picture or a clip, as its first bytes say."""
+    assert file is not None
+    start = file.file.read(12)
+    file.file.seek(0)
+    return _keep(request, "image" if is_picture(start) else "video", file)
+
+
+def _keep(request: Request, what: What, file: UploadFile | None) -> Upload:
+    assert file is not None
+    uploads: Uploads = request.app.state.uploads
+    return uploads.keep(what, file.file, file.filename or "", owner_of(request))
+
+
+def _answer(upload: Upload) -> Uploaded:
+    return Uploaded(id=upload.id, url=upload.url, filename=upload.name, size=upload.size)
