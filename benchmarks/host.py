@@ -296,7 +296,7 @@ def encoder_alone(frames: Sequence[av.VideoFrame], fps: int, encoding: VideoEnco
     codec = av.CodecContext.create(encoding.encoder, "w")
     codec.width, codec.height, codec.pix_fmt = frames[0].width, frames[0].height, "yuv420p"
     codec.time_base, codec.framerate = Fraction(1, fps), fps
-    codec.options = {**encoding.options()}
+    encoding.configure(codec)
     count, start = 0, now()
     for number, frame in enumerate(frames):
         frame.pts = number

@@ -43,6 +43,8 @@ F16 = NDArray[np.float16]
 F32 = NDArray[np.float32]
 States = NDArray[np.floating[Any]]  # (1500, 5, 384)
 
+AHEAD = SEGMENT_STATES // 4  # states of a segment that are used before the next segment is begun
+
 
 @cache
 def _mel_filters() -> F32:
@@ -135,7 +137,8 @@ class Padding:
 class Prompts:
     """The audio prompts of one request, made batch by batch of a sound of any length. One thread at a time.
 
-    Segments of 30 s are encoded when a batch needs them, the one after that meanwhile; those behind are forgotten.
+    Segments of 30 s are encoded when a batch needs them, the next one in good time before that, but not while the first
+    frames are waited for; those behind are forgotten.
     """
 
     def __init__(
@@ -166,7 +169,10 @@ class Prompts:
         for number in range(begin // SEGMENT_STATES, -(-end // SEGMENT_STATES)):
             offset = number * SEGMENT_STATES
             here = slice(max(begin, offset), min(end, offset + SEGMENT_STATES))
-            seen[here.start - low : here.stop - low] = self._segment(number)[here.start - offset : here.stop - offset]
+            states = self._begun(number).result()
+            seen[here.start - low : here.stop - low] = states[here.start - offset : here.stop - offset]
+            if self._helper is not None and here.stop - offset > AHEAD and number + 1 < self._segments:
+                self._begun(number + 1)
         for number in [old for old in self._encoded if old < begin // SEGMENT_STATES]:
             del self._encoded[number]
         for window, place in zip(out, (first - low).tolist(), strict=True):
@@ -179,15 +185,12 @@ class Prompts:
         self.windows(start, stop, out)
         return out
 
-    def _segment(self, number: int) -> States:
-        """The segment's states; with a helper, the next segment is begun too."""
-        ahead = 1 if self._helper is not None else 0
-        for wanted in range(number, min(number + 1 + ahead, self._segments)):
-            if wanted not in self._encoded:
-                start = wanted * SEGMENT_SAMPLES
-                samples = self._sound.block(start, start + SEGMENT_SAMPLES)[0]
-                self._encoded[wanted] = self._begin(samples)
-        return self._encoded[number].result()
+    def _begun(self, number: int) -> "Future[States]":
+        """The segment's states, which are being made from now on if they were not."""
+        if number not in self._encoded:
+            start = number * SEGMENT_SAMPLES
+            self._encoded[number] = self._begin(self._sound.block(start, start + SEGMENT_SAMPLES)[0])
+        return self._encoded[number]
 
     def _begin(self, samples: F32) -> "Future[States]":
         if self._helper is not None:

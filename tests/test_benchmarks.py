@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import first_frame
 import host
 import load
 import numpy as np
@@ -21,10 +22,11 @@ from test_blend import BACKGROUND, BOX, CORNER_BOXES, ODD_BOXES, Box, soft_mask,
 
 from lipserve.avatar import Avatar
 from lipserve.colour import planes_to_bgr
+from lipserve.errors import Cancelled
 from lipserve.media import Sound, VideoEncoding
 
 
-@pytest.mark.parametrize("name", ["host", "load"])
+@pytest.mark.parametrize("name", ["host", "load", "first_frame"])
 def test_help(name: str) -> None:
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -96,6 +98,22 @@ def test_a_sliding_picture_loses_nothing() -> None:
     moved = host.sliding(still.copy())
     assert (np.roll(moved[2, :48], -8, axis=1) == still[2, :48]).all()
     assert (moved[0] == still[0]).all()
+
+
+# -- first frame ------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_watched_to_its_25th_frame_and_cancelled(tmp_path: Path) -> None:
+    def lip_sync(request: Any, audio: Path, output: Path, progress: Any, cancelled: threading.Event) -> None:
+        for frame in range(1, 1000):
+            time.sleep(0.002)
+            progress("render", frame, 1000)
+            if cancelled.is_set():
+                raise Cancelled("")
+
+    first, last = first_frame.wait(SimpleNamespace(lip_sync=lip_sync), tmp_path, tmp_path)  # type: ignore[arg-type]
+    assert 0.002 <= first < last
+    assert last >= 25 * 0.002
 
 
 # -- load -------------------------------------------------------------------------------------------------------------

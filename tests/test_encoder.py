@@ -104,3 +104,12 @@ def test_nvenc_writes_what_is_asked_for(tmp_path: Path) -> None:
         assert (facts(file)["frames"], facts(file)["size"]) == (30, (256, 192))
         sizes.append(file.stat().st_size)
     assert sizes[0] > 1.5 * sizes[1]
+
+
+def test_libx264_works_on_whole_pictures_at_a_time(tmp_path: Path) -> None:
+    """Not on slices of one, for which every call would wait: x264 writes its settings into the file."""
+    with Mp4Writer(tmp_path / "a.mp4", (64, 48), 25, None, encoding=VideoEncoding(threads=2)) as video:
+        video.write(np.full((72, 64), 128, np.uint8))
+    settings = (tmp_path / "a.mp4").read_bytes()
+    assert b" threads=2 " in settings
+    assert b" sliced_threads=0 " in settings

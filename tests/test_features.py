@@ -260,11 +260,14 @@ def test_segments_behind_are_forgotten_and_the_next_is_begun_meanwhile() -> None
     encode = Numbered()
     with ThreadPoolExecutor(1) as helper:
         heard = Prompts(sound(5 * SEGMENT_SAMPLES), 25, Padding(), encode, helper)
-        heard.batch(0, 8)
-        heard.batch(8, 16)
+        for start in range(0, 184, 8):
+            heard.batch(start, start + 8)
+        helper.submit(lambda: None).result()
+        assert len(encode.segments) == 1  # nothing competes with what the first frames wait for
+        heard.batch(184, 192)
         helper.submit(lambda: None).result()
         assert len(encode.segments) == 2
-        for start in range(16, 5 * 750, 8):
+        for start in range(192, 5 * 750, 8):
             heard.batch(start, min(start + 8, 5 * 750))
             assert len(heard._encoded) <= 3
         assert len(encode.segments) == 5

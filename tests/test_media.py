@@ -33,7 +33,7 @@ from lipserve.errors import (
     VideoDamaged,
     VideoTooLarge,
 )
-from lipserve.media import AAC_RATES, Mp4Writer, Sound, VideoEncoding, VideoReader, read_sound
+from lipserve.media import AAC_RATES, Mp4Writer, Sound, SoundReader, VideoEncoding, VideoReader, read_sound
 
 PIXELS = 10**6
 
@@ -181,6 +181,16 @@ def test_six_channels_are_mixed_to_two(tmp_path: Path) -> None:
     assert sound.samples.shape == (2, 16000)
     assert sound.samples[0] == pytest.approx(samples[0] + samples[2] * math.sqrt(0.5), abs=1e-4)
     assert sound.samples[1] == pytest.approx(samples[2] * math.sqrt(0.5), abs=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_sound_is_read_many_packets_at_a_time(channels: int, tmp_path: Path) -> None:
+    file = write_sound(tmp_path / "a.m4a", tone(3.0, 44100, channels), 44100)
+    with SoundReader(file, 60) as reader:
+        blocks = [block.shape for block in reader]
+    assert [count for count, _ in blocks] == [channels] * len(blocks)
+    assert all(2**15 <= samples < 2**15 + 1024 for _, samples in blocks[:-1])
+    assert len(blocks) == 5  # of 44100·3 samples
 
 
 def test_tags_in_an_old_encoding_do_no_harm(tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ class VideoEncoding:
     crf: int = 18
     threads: int = 2  # of libx264
 
+    def configure(self, codec: av.VideoCodecContext) -> None:
+        """A codec that is not open yet."""
+        codec.options = {**self.options()}
+        # PyAV's default is slices, parts of one picture, and then no call returns before the picture is encoded. By
+        # pictures, libx264 works on some while the next is drawn, and files are a little smaller.
+        codec.thread_type = "FRAME"
+
     def options(self) -> dict[str, str]:
         """FFmpeg's, for the encoder."""
         if self.encoder == "libx264":
@@ -55,7 +62,7 @@ def why_not(encoder: Encoder) -> str:
             codec.width = codec.height = PROBE_SIDE
             codec.pix_fmt = "yuv420p"
             codec.time_base = Fraction(1, 25)
-            codec.options = {**VideoEncoding(encoder).options()}
+            VideoEncoding(encoder).configure(codec)
             codec.open()
     except (av.FFmpegError, ValueError) as exc:
         return reason(exc)

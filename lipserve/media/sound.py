@@ -19,6 +19,7 @@ from lipserve.media.source import open_source
 MAX_SOUND_RATE = 48_000  # Hz; more than that nobody hears, and a file may claim any rate
 FULL_SCALE = 32768  # of 16 bit samples
 PROBED_PIXELS = 2**22  # of a video whose sound is read
+BLOCK = 2**15  # samples read at once, at least: packets hold a thousand, each of which would cost as much again
 MAX_DAMAGED_PACKETS = 0.02  # share of a sound's packets that may fail to decode; an MP3 cut anywhere begins with one
 
 
@@ -132,6 +133,17 @@ class SoundReader:
         return stream
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        held: list[NDArray[np.float32]] = []
+        for block in self._decoded():
+            held.append(block)
+            if sum(one.shape[1] for one in held) >= BLOCK:
+                yield _clean(np.concatenate(held, axis=1))
+                held.clear()
+        if held:
+            yield _clean(np.concatenate(held, axis=1))
+
+    def _decoded(self) -> Iterator[NDArray[np.float32]]:
+        """Packet by packet, as they are."""
         samples = packets = damaged = 0
         planar = _PlanarFloat("mono" if self.channels == 1 else "stereo", self.rate)
         try:
@@ -145,12 +157,12 @@ class SoundReader:
                 for frame in decoded:
                     for block in planar.convert(frame):
                         samples += block.shape[1]
-                        yield _clean(block)
+                        yield block
                 if samples > self._max_seconds * self.rate:
                     raise AudioTooLong(f"The audio is longer than {self._max_seconds:g} seconds.", "Send it in parts.")
             for block in planar.rest():
                 samples += block.shape[1]
-                yield _clean(block)
+                yield block
         except (av.FFmpegError, ValueError) as exc:
             raise AudioDamaged(f"The audio cannot be decoded after {samples / self.rate:.2f} s.", self._HINT) from exc
         if damaged > max(2, MAX_DAMAGED_PACKETS * packets):
