@@ -3,6 +3,7 @@
 Gives I420 pictures of one even size at a constant rate. Knows nothing of faces.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lipserve.colour import U8, ColourTags, bgr_to_i420
 from lipserve.errors import NotAVideo, VideoTooLarge
-from lipserve.media import MAX_SIDE, VideoReader
+from lipserve.media import MAX_SIDE, VideoReader, too_many_scans
 
+MAX_PICTURE_BYTES = 64_000_000  # 16 bits and four channels of the most pixels, twice
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # RIFF: also WAV and AVI, told apart by Pillow
 
@@ -95,7 +97,14 @@ class StillPictures:
         hint = "Send a JPEG, PNG or WebP picture."
         name = f"The picture {file.name}" if len(self._files) > 1 else "The picture"
         try:
-            with Image.open(file, formats=PICTURE_FORMATS) as picture:
+            with file.open("rb") as handle:
+                content = handle.read(MAX_PICTURE_BYTES + 1)
+            if len(content) > MAX_PICTURE_BYTES:
+                raise VideoTooLarge(f"{name} has more than {MAX_PICTURE_BYTES / 1e6:g} MB.", "Save it as a JPEG.")
+            if content.startswith(b"\xff\xd8") and too_many_scans(content):
+                raise NotAVideo(f"{name} is a JPEG of far too many scans.", hint)
+            # From memory: a length in a file makes `read` of a real one reserve as much.
+            with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as picture:
                 if max(picture.size) > MAX_SIDE:
                     raise VideoTooLarge(
                         f"{name} is {picture.width}×{picture.height}, over {MAX_SIDE} on a side.",

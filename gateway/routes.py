@@ -125,7 +125,7 @@ async def prepare_avatar(
 async def lip_sync(
     request: Request,
     avatar_id: Annotated[str, Form()],
-    audio: Annotated[UploadFile | None, "Speech: WAV, MP3, M4A, OGG, FLAC, or a video with sound."] = None,
+    audio: Annotated[UploadFile | None, "Speech: WAV, MP3, M4A, OGG, FLAC, AAC, WebM, or a video with sound."] = None,
     audio_path: Annotated[str | None, Form(description="Instead of an upload: a file in the media folder.")] = None,
     fps: Annotated[int | None, Form(description="LIPSERVE_OUTPUT_FPS, or the avatar's own, if not given.")] = None,
     batch_size: Annotated[int, Form()] = DEFAULT_BATCH_SIZE,

@@ -1,5 +1,6 @@
 """Sound and video files, read and written: every format that is meant to work, and all that is meant to be refused."""
 
+import io
 import math
 import struct
 from fractions import Fraction
@@ -9,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
+from PIL import Image
 from samples import (
     FORMATS,
     facts,
@@ -497,9 +499,32 @@ def test_too_many_pixels(tmp_path: Path) -> None:
 
 
 def test_far_too_many_pixels_are_not_even_probed(tmp_path: Path) -> None:
-    frame = flat_frame((640, 480), "yuvj420p", (100, 128, 128), full_range=True)
-    file = write_video(tmp_path / "a.mkv", [frame], codec="mjpeg")
+    frame = flat_frame((640, 480), "rgb24", (100,), full_range=True)
+    file = write_video(tmp_path / "a.mov", [frame], codec="png")
     assert "1000 pixels" in refused(NotAVideo, file, pixels=1000)
+
+
+def scans(count: int, size: tuple[int, int] = (64, 48)) -> bytes:
+    """A progressive JPEG with its last scan so many times."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "JPEG", progressive=True)
+    jpeg = buffer.getvalue()
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + last * count + b"\xff\xd9"
+
+
+def test_jpegs_that_are_gone_over_for_hours_are_not_decoded(tmp_path: Path) -> None:
+    for count, error in ((80, None), (3000, VideoDamaged)):
+        with av.open(str(tmp_path / "a.mkv"), "w") as container:
+            stream = container.add_stream("mjpeg", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            packet = av.Packet(scans(count))
+            packet.pts, packet.time_base, packet.stream = 0, Fraction(1, 25), stream
+            container.mux(packet)
+        if error:
+            assert "too many scans" in refused(error, tmp_path / "a.mkv")
+        else:
+            assert len(watch(tmp_path / "a.mkv")) == 1
 
 
 def test_a_side_longer_than_h264_allows(tmp_path: Path) -> None:
@@ -548,11 +573,26 @@ def test_too_long_though_the_file_says_nothing(tmp_path: Path) -> None:
 
 
 def test_the_picture_size_changes(tmp_path: Path) -> None:
-    parts = []
-    for size in ((64, 48), (96, 64)):
-        parts.append(write_video(tmp_path / "part.ts", frames_of(numbered(30, size))).read_bytes())
-    (tmp_path / "a.ts").write_bytes(b"".join(parts))
-    assert "size changes" in refused(VideoDamaged, tmp_path / "a.ts")
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for index, size in enumerate(((64, 48), (96, 64))):
+            coder = av.CodecContext.create("mjpeg", "w")
+            coder.width, coder.height, coder.pix_fmt, coder.time_base = *size, "yuvj420p", Fraction(1, 25)
+            frame = flat_frame(size, "yuvj420p", (100, 128, 128), full_range=True)
+            for packet in [*coder.encode(frame), *coder.encode(None)]:
+                packet.pts = packet.dts = index
+                packet.time_base, packet.stream = Fraction(1, 25), stream
+                container.mux(packet)
+    assert "size changes" in refused(VideoDamaged, tmp_path / "a.mkv")
+
+
+@pytest.mark.parametrize("codec", ["flv", "cinepak"])
+def test_a_codec_that_is_not_taken_is_named(codec: str, tmp_path: Path) -> None:
+    pixels = "rgb24" if codec == "cinepak" else "yuv420p"
+    frame = flat_frame((64, 48), pixels, (100,) if codec == "cinepak" else (100, 128, 128), full_range=False)
+    file = write_video(tmp_path / "a.avi", [frame], codec=codec)
+    assert f"is coded as {codec}" in refused(NotAVideo, file)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

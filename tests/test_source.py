@@ -1,7 +1,10 @@
 """What an avatar is made from: stills and folders of them; videos are in test_media."""
 
+import resource
 import struct
+import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from samples import number, numbered, smooth, tone, write_clip, write_sound
 from avatar_prep.source import Limits, StillPictures, open_source
 from lipserve.colour import U8, ColourTags, planes_to_bgr
 from lipserve.errors import BadMedia, NotAVideo, VideoTooLarge
-from lipserve.media import VideoReader
+from lipserve.media import VideoReader, too_many_scans
 
 PICTURE = smooth(96, 64)
 
@@ -209,6 +212,61 @@ def test_huge_pictures_are_refused_undecoded(
 ) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     assert "pixels" in refused(VideoTooLarge, bomb(tmp_path / "a.png", width, height))
+
+
+def test_a_jpeg_that_is_gone_over_for_hours(tmp_path: Path) -> None:
+    jpeg = save(tmp_path / "a.jpg", progressive=True).read_bytes()
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    (tmp_path / "a.jpg").write_bytes(jpeg[:-2] + last * 80 + b"\xff\xd9")
+    assert len(look(tmp_path / "a.jpg")) == 1
+    (tmp_path / "a.jpg").write_bytes(jpeg[:-2] + last * 100 + b"\xff\xd9")
+    assert refused(NotAVideo, tmp_path / "a.jpg") == "The picture is a JPEG of far too many scans."
+
+
+def test_what_only_looks_like_scans_is_none(tmp_path: Path) -> None:
+    """A telephone's picture with a video behind it, and a thumbnail in its EXIF data."""
+    jpeg = save(tmp_path / "a.jpg", quality=95, comment=b"\xff\xda\0\x0c" * 200).read_bytes()
+    (tmp_path / "a.jpg").write_bytes(jpeg + b"ftypmp42" + b"\xff\xda\0\x0c" * 5000)
+    (picture,) = look(tmp_path / "a.jpg")
+    assert largest_difference(picture, PICTURE) <= 10
+
+
+@pytest.mark.parametrize("between", [b"\xff", b"\xff\xff", b"\xff\0", b"rubbish", b"\xff\xd0", b"\xff\xfe\0\x04ab"])
+def test_scans_count_whatever_is_between_them(between: bytes, tmp_path: Path) -> None:
+    jpeg = save(tmp_path / "a.jpg", progressive=True).read_bytes()
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    (tmp_path / "a.jpg").write_bytes(jpeg[:-2] + (between + last) * 100 + b"\xff\xd9")
+    assert "scans" in refused(NotAVideo, tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\0", b"\xff\xfe\0\2", b"\xff\xd0"])
+def test_looking_for_scans_takes_no_time(filling: bytes) -> None:
+    start = time.monotonic()
+    too_many_scans(b"\xff\xd8" + filling * (20_000_000 // len(filling)))
+    assert time.monotonic() - start < 10  # tenths of a second; hours if it went back at each byte
+
+
+def test_a_picture_of_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = save(tmp_path / "a.png")
+    monkeypatch.setattr("avatar_prep.source.MAX_PICTURE_BYTES", file.stat().st_size)
+    assert len(look(file)) == 1
+    monkeypatch.setattr("avatar_prep.source.MAX_PICTURE_BYTES", file.stat().st_size - 1)
+    assert "MB" in refused(VideoTooLarge, file)
+
+
+def test_a_length_in_a_png_reserves_no_memory(tmp_path: Path) -> None:
+    """Its pixels say they have 4 GB, read in a process that may have less."""
+    content = bytearray(save(tmp_path / "a.png").read_bytes())
+    struct.pack_into(">I", content, content.index(b"IDAT") - 4, 0xFFFFFFF0)
+    (tmp_path / "a.png").write_bytes(content)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**30, limits[1]))
+    try:
+        with suppress(NotAVideo):
+            look(tmp_path / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_the_pixel_limit_is_what_may_be(tmp_path: Path) -> None:

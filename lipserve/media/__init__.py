@@ -6,6 +6,8 @@ second file, and sizes are checked before pictures are decoded. Time is integer:
 """
 
 from lipserve.media.encoder import VideoEncoding, choose_encoder
+from lipserve.media.jpeg import too_many_scans
+from lipserve.media.kinds import media_type
 from lipserve.media.mp4 import AAC_RATES, Mp4Writer
 from lipserve.media.sound import Samples, Sound, SoundReader, StoredSound, read_sound
 from lipserve.media.video import MAX_SIDE, VideoReader
@@ -21,5 +23,7 @@ __all__ = [
     "VideoEncoding",
     "VideoReader",
     "choose_encoder",
+    "media_type",
     "read_sound",
+    "too_many_scans",
 ]

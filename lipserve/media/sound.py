@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from lipserve.errors import AudioDamaged, AudioTooLong, NotAudio
-from lipserve.media.source import open_source
+from lipserve.media.kinds import MEDIA, stranger
+from lipserve.media.source import SOUND_DECODERS, open_source
 
 MAX_SOUND_RATE = 48_000  # Hz; more than that nobody hears, and a file may claim any rate
 FULL_SCALE = 32768  # of 16 bit samples
@@ -108,10 +109,12 @@ class SoundReader:
     are known from the start. Raises NotAudio, AudioDamaged or AudioTooLong. Use as a context manager.
     """
 
-    _HINT = "Send speech as WAV, MP3, M4A, OGG or FLAC, or a video with a sound track."
+    _HINT = "Send speech as WAV, MP3, M4A, OGG, FLAC, AAC or WebM, or a video with a sound track."
 
     def __init__(self, path: Path, max_seconds: float) -> None:
         self._max_seconds = max_seconds
+        if words := stranger(path, MEDIA):
+            raise NotAudio(f"The file is {words}.", self._HINT)
         try:
             self._container = open_source(path, PROBED_PIXELS)
         except (av.FFmpegError, ValueError) as exc:
@@ -130,6 +133,8 @@ class SoundReader:
         stream = self._container.streams.audio[0]
         if not stream.codec_context or not stream.rate or not stream.channels:
             raise NotAudio("The file's audio stream has no readable format.", self._HINT)
+        if (name := stream.codec_context.name) not in SOUND_DECODERS.split(","):
+            raise NotAudio(f"The file's sound is coded as {name}, which is not taken.", self._HINT)
         return stream
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:

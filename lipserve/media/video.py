@@ -13,7 +13,9 @@ from typing_extensions import Self
 
 from lipserve.colour import RGB, U8, ColourTags, planes
 from lipserve.errors import NotAVideo, VideoDamaged, VideoTooLarge
-from lipserve.media.source import open_source
+from lipserve.media.jpeg import may_have_too_many_scans
+from lipserve.media.kinds import MEDIA, stranger
+from lipserve.media.source import VIDEO_DECODERS, open_source
 
 JITTER = 0.05  # ticks: halfway between two, a frame takes the earlier one, also where times are rounded to milliseconds
 MAX_SIDE = 16384  # pixels, of H.264 by libx264
@@ -33,6 +35,8 @@ class VideoReader:
 
     def __init__(self, path: Path, fps: int, max_seconds: float, max_pixels: int) -> None:
         self._fps, self._max_seconds, self._max_pixels = fps, max_seconds, max_pixels
+        if words := stranger(path, MEDIA):
+            raise NotAVideo(f"The file is {words}.", self._HINT)
         try:
             self._container = open_source(path, FAR_TOO_LARGE * max_pixels)
         except (av.FFmpegError, ValueError) as exc:
@@ -49,6 +53,8 @@ class VideoReader:
             raise NotAVideo("The file has no video stream.", self._HINT)
         self._stream = streams[0]
         codec = self._stream.codec_context
+        if codec.name not in VIDEO_DECODERS.split(","):
+            raise NotAVideo(f"The video is coded as {codec.name}, which is not taken.", self._HINT)
         if not codec.width or not codec.height:
             limit = self._max_pixels
             raise NotAVideo(f"The frames' size is not to be read, or far more than {limit} pixels.", self._HINT)
@@ -98,6 +104,8 @@ class VideoReader:
         try:
             for packet in self._container.demux(self._stream):
                 packets += bool(packet.size)
+                if self._stream.codec_context.name == "mjpeg" and may_have_too_many_scans(bytes(packet)):
+                    raise VideoDamaged("A JPEG of the video has too many scans.", self._HINT)
                 for frame in packet.decode():
                     frames += 1
                     if frames > MAX_DECODED_RATE * self._max_seconds:
