@@ -1,11 +1,14 @@
 """Where a request's files come from: an upload, or a path below the configured media folder, and nothing else."""
 
+import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
 
-from lipserve.errors import InvalidParameter, PathNotAllowed
+from lipserve.errors import InvalidParameter, PathNotAllowed, StorageFull
 
 
 def take_input(name: str, upload: UploadFile | None, path: str | None, media_dir: Path | None, folder: Path) -> Path:
@@ -48,5 +51,20 @@ def media_file(name: str, path: str, media_dir: Path | None) -> Path:
 
 def display_name(upload: UploadFile | None, path: str | None) -> str:
     """What the source is called, for people: printable, at most 200 characters."""
-    name = (upload.filename if upload is not None else path) or "upload"
+    return harmless_name((upload.filename if upload is not None else path) or "upload")
+
+
+def harmless_name(name: str) -> str:
+    """A file's name as somebody gave it, to be shown and never to be opened."""
     return "".join(c for c in Path(name).name if c.isprintable())[:200] or "upload"
+
+
+@contextmanager
+def full_disk_named() -> Iterator[None]:
+    """Raises StorageFull where the block finds the disk, or the user's share of it, full."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFull("The disk is full.", "Free some space where lipserve keeps its files.") from exc
