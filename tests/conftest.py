@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reference", type=Path, help="Folder with MuseTalk's public test media (data/) and reference outputs."
     )
+    parser.addoption("--fuzz-cases", type=int, default=2000, help="Mutated files that test_fuzz reads.")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="Which files these are; a failure names its own.")
 
 
 @pytest.fixture(scope="session")
