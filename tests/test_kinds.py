@@ -131,8 +131,7 @@ def test_a_picture_is_no_sound_and_a_file_of_no_known_kind_is_not_guessed_at(
 
 
 def test_ffmpegs_log_stays_out_of_python() -> None:
-    """A log line of a decoder's thread waits for the interpreter, which may be waiting for that thread: a deadlock that
-    the fuzzer found with it on."""
+    """With it on, the fuzzer saw a decoder hang: most likely its thread wanted the interpreter, which waited for it."""
     import av
 
     choose_encoder("auto")  # listens to it for a moment
