@@ -85,7 +85,8 @@ def test_every_preset_has_its_rank() -> None:
 
 @pytest.mark.parametrize("preset", encoder.NVENC_PRESETS)
 def test_options(preset: encoder.Preset) -> None:
-    assert VideoEncoding("libx264", preset, 0, 3).options() == {"preset": preset, "crf": "0", "threads": "3"}
+    search = {"motion-est": "dia"} if preset == "veryfast" else {}
+    assert VideoEncoding("libx264", preset, 0, 3).options() == {"preset": preset, "crf": "0", "threads": "3", **search}
     nvenc = VideoEncoding("h264_nvenc", preset, 0, 3).options()
     assert (nvenc["preset"], nvenc["cq"], nvenc["b"]) == (encoder.NVENC_PRESETS[preset], "1", "0")
 
@@ -112,4 +113,5 @@ def test_libx264_works_on_whole_pictures_at_a_time(tmp_path: Path) -> None:
         video.write(np.full((72, 64), 128, np.uint8))
     settings = (tmp_path / "a.mp4").read_bytes()
     assert b" threads=2 " in settings
+    assert b" me=dia " in settings
     assert b" sliced_threads=0 " in settings

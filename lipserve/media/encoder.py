@@ -46,7 +46,9 @@ class VideoEncoding:
     def options(self) -> dict[str, str]:
         """FFmpeg's, for the encoder."""
         if self.encoder == "libx264":
-            return {"preset": self.preset, "crf": str(self.crf), "threads": str(self.threads)}
+            options = {"preset": self.preset, "crf": str(self.crf), "threads": str(self.threads)}
+            # As in the faster presets: 5 % less CPU, and files of talking people are as large as with the hexagon's.
+            return options | {"motion-est": "dia"} if self.preset == "veryfast" else options
         # cq 0 would leave the quality to the encoder, and its bit rate of 2 Mbit/s would be a ceiling.
         return {"preset": NVENC_PRESETS[self.preset], "rc": "vbr", "cq": str(max(self.crf, 1)), "b": "0"}
 
