@@ -15,10 +15,11 @@
     pixels.py      pictures as tensors, and how far apart two are
     pipeline.py    the stages in order, and how much of everything
 
-With `--start models/demo` the networks begin with the bundled weights, and take half the steps at half the rate.
+With `--start models/demo` the networks begin with the bundled weights, and take a fifth of the steps at half the
+rate; a stage that is left out keeps its weights.
 
-Time, as the bundled weights were last trained, with `--start`: two cores of an AMD EPYC (AVX-512, bfloat16), stages
-side by side and with much other work on the machine:
+Time, of a training with half the steps: two cores of an AMD EPYC (AVX-512, bfloat16), stages side by side and with
+much other work on the machine:
 
     speech      10 640 utterances, 11 h of sound                           20 min
     faces       184 identities, 11 040 pictures, one core                  30 min
