@@ -23,6 +23,7 @@ from gateway import did, did_routes, health, links, logs, service_routes
 from gateway.access import CHALLENGE, Access, describe_keys
 from gateway.body_limit import BodyLimit, BodyRefused
 from gateway.calls import log_refused_call
+from gateway.description import describe_errors
 from gateway.engine import Engine
 from gateway.fetching import UrlFetcher
 from gateway.job_handlers import register_main_calls
@@ -83,6 +84,7 @@ def create_app(
     metrics = app.state.metrics = Metrics()
     for part in ROUTERS:
         app.include_router(part)
+    describe_errors(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_mb * 1_000_000)
     _guard(app, settings)
     app.add_middleware(RequestId)
@@ -258,7 +260,9 @@ def _answer_http_error(request: Request, exc: Exception) -> JSONResponse:
     if isinstance(exc, BodyRefused):
         return _answer_error(request, exc.error)
     kind = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "bad_request")
-    return _error(request, exc.status_code, kind, str(exc.detail), "See /docs for the API.")
+    answer = _error(request, exc.status_code, kind, str(exc.detail), "See /docs for the API.")
+    answer.headers.update(exc.headers or {})  # 405 says what is allowed
+    return answer
 
 
 def _answer_invalid(request: Request, exc: Exception) -> JSONResponse:

@@ -10,17 +10,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
 
 from gateway.engine import MAX_PAD_SECONDS
-from gateway.jobs import Job, JobState
+from gateway.jobs import Job
 from gateway.talks import TalkOrder, TalkResult, TextOrder
-from lipserve.errors import LipserveError
+from lipserve.api import JobState
+from lipserve.errors import LipserveError, by_kind
+from lipserve.talk_api import Created, DidError, DidStatus, Metadata, Talk
 
 MAX_URL = 2048
 MAX_LIMIT = 1000
 DEFAULT_LIMIT = 100  # talks on a page
 MOST_CHARS = 100_000  # of a text, whatever is configured
 
-Status = Literal["created", "started", "done", "error", "rejected"]
-STATUSES: dict[JobState, Status] = {
+STATUSES: dict[JobState, DidStatus] = {
     "queued": "created",
     "processing": "started",
     "done": "done",
@@ -154,51 +155,6 @@ class CreateTalk(Given):
         )
 
 
-class DidError(BaseModel):
-    """Every error's answer below /talks, /images and /audios."""
-
-    kind: str = Field(examples=["NotFoundError"])
-    description: str = Field(examples=["There is no such job. GET /jobs lists them."])
-    details: dict[str, str] = Field(examples=[{"kind": "job_not_found", "request_id": "d0c5"}])
-
-
-class Created(BaseModel):
-    id: str = Field(examples=["tlk_00064412b5c5a1d2e3f405162738495a"])
-    object: Literal["talk"] = "talk"
-    created_at: str = Field(examples=["2026-01-31T12:00:00.000Z"])
-    created_by: str
-    status: Status
-
-
-class Metadata(BaseModel):
-    num_frames: int = Field(examples=[75])
-    num_faces: int = Field(examples=[1])
-    processing_fps: float = Field(examples=[31.4])
-    resolution: tuple[int, int] = Field(examples=[(512, 512)], description="Width, height.")
-    size_kib: float = Field(examples=[210.5])
-
-
-class Talk(Created):
-    """What is not known yet is left out."""
-
-    user_id: str
-    source_url: str
-    audio_url: str | None = Field(None, description="Of an audio script.")
-    result_url: str | None = Field(None, description="The mp4: signed, and good for a limited time.")
-    started_at: str | None = None
-    modified_at: str
-    duration: float | None = Field(None, description="Seconds.")
-    metadata: Metadata | None = None
-    user_data: str | None = None
-    name: str | None = None
-    error: DidError | None = None
-
-
-class TalkList(BaseModel):
-    talks: list[Talk]
-    token: str | None = Field(None, description="Of the next page; none after the last.")
-
-
 def created(job: Job) -> Created:
     return Created(id=job.id, created_at=iso(job.created_at), created_by=job.owner, status=STATUSES[job.state])
 
@@ -271,11 +227,4 @@ def error(ours: int, kind: str, message: str, hint: str, more: dict[str, str]) -
 
 def status_of(kind: str) -> int:
     """The HTTP status of an error known by its `kind`."""
-    return _statuses(LipserveError).get(kind, LipserveError.status)
-
-
-def _statuses(tree: type[LipserveError]) -> dict[str, int]:
-    found = {tree.kind: tree.status}
-    for child in tree.__subclasses__():
-        found |= _statuses(child)
-    return found
+    return by_kind().get(kind, LipserveError).status

@@ -6,16 +6,18 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response, UploadFile
+from fastapi import Path as PathParameter
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
 
 from gateway import did
+from gateway.answers import did_errors
 from gateway.job_routes import owner_of, result_url
 from gateway.jobs import Job, JobService
 from gateway.talks import KIND, Talks
 from gateway.uploads import Uploads
 from lipserve.errors import JobNotDone, JobNotFound, LipserveError
 from lipserve.media import SoundReader
+from lipserve.talk_api import Created, Talk, TalkList, UploadedAudio, UploadedImage
 
 
 class OrderRoute(APIRoute):
@@ -35,50 +37,38 @@ orders = APIRouter(tags=["D-ID compatible"], route_class=OrderRoute)
 router = APIRouter(tags=["D-ID compatible"])
 log = structlog.stdlib.get_logger("gateway")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": did.DidError} for code in (400, 401, 404, 409, 413, 429, 500, 503, 507)
-}
+TalkId = Annotated[str, PathParameter(examples=["tlk_00064412b5c5a1d2e3f405162738495a"])]
+UPLOADED = did_errors(408, 413, 507)
 
 
-class UploadedImage(BaseModel):
-    id: str = Field(examples=["img_8d0f…"])
-    url: str = Field(examples=["lipserve://images/img_8d0f…"], description="To be given as source_url.")
-
-
-class UploadedAudio(BaseModel):
-    id: str = Field(examples=["aud_51c2…"])
-    url: str = Field(examples=["lipserve://audios/aud_51c2…"], description="To be given as audio_url.")
-    duration: float = Field(examples=[3.25], description="Seconds.")
-
-
-@orders.post("/talks", responses=ERRORS, status_code=201)
-def create_talk(request: Request, talk: did.CreateTalk) -> did.Created:
+@orders.post("/talks", responses=did_errors(404, 408, 409, 413, 507), status_code=201)
+def create_talk(request: Request, talk: did.CreateTalk) -> Created:
     """Order a talk. It is made when its turn comes: ask GET /talks/{id}, or give a webhook."""
     talks: Talks = request.app.state.talks
     return did.created(talks.submit(talk.order(), owner_of(request), talk.webhook))
 
 
-@router.get("/talks/{talk_id}", responses=ERRORS, response_model_exclude_none=True)
-def show_talk(request: Request, talk_id: str) -> did.Talk:
+@router.get("/talks/{talk_id}", responses=did_errors(404), response_model_exclude_none=True)
+def show_talk(request: Request, talk_id: TalkId) -> Talk:
     """One talk: its status, and its result_url once that is `done`."""
     return _shown(request, find(request, talk_id))
 
 
-@router.get("/talks", responses=ERRORS, response_model_exclude_none=True)
+@router.get("/talks", responses=did_errors(), response_model_exclude_none=True)
 def list_talks(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=did.MAX_LIMIT)] = did.DEFAULT_LIMIT,
     token: Annotated[str | None, Query(max_length=64, description="As the page before gave it.")] = None,
-) -> did.TalkList:
+) -> TalkList:
     """Talks, the newest first."""
     jobs: JobService = request.app.state.jobs
     found = jobs.list(owner_of(request), kinds=(KIND,), limit=limit + 1, before=token or None)
     shown = [_shown(request, job) for job in found[:limit]]
-    return did.TalkList(talks=shown, token=shown[-1].id if len(found) > limit else None)
+    return TalkList(talks=shown, token=shown[-1].id if len(found) > limit else None)
 
 
-@router.delete("/talks/{talk_id}", responses=ERRORS, response_model_exclude_none=True)
-def delete_talk(request: Request, talk_id: str) -> did.Talk:
+@router.delete("/talks/{talk_id}", responses=did_errors(404, 409), response_model_exclude_none=True)
+def delete_talk(request: Request, talk_id: TalkId) -> Talk:
     """Delete a talk and its video; answers what it was. One that is being made is 409."""
     jobs: JobService = request.app.state.jobs
     job = find(request, talk_id)
@@ -91,14 +81,14 @@ def delete_talk(request: Request, talk_id: str) -> did.Talk:
     return did.talk(job, None)
 
 
-@router.post("/images", responses=ERRORS, status_code=201)
+@router.post("/images", responses=UPLOADED, status_code=201)
 def upload_image(request: Request, image: UploadFile) -> UploadedImage:
     """Keep a picture for talks: JPEG, PNG or WebP."""
     kept = _uploads(request).keep("image", image.file, image.filename or "", owner_of(request))
     return UploadedImage(id=kept.id, url=kept.url)
 
 
-@router.post("/audios", responses=ERRORS, status_code=201)
+@router.post("/audios", responses=UPLOADED, status_code=201)
 def upload_audio(request: Request, audio: UploadFile) -> UploadedAudio:
     """Keep a sound for talks: WAV, MP3, M4A, OGG, FLAC, AAC or WebM."""
     uploads, owner = _uploads(request), owner_of(request)
@@ -127,7 +117,7 @@ def _seconds(file: Path, most: float) -> float:
         return samples / reader.rate
 
 
-def _shown(request: Request, job: Job) -> did.Talk:
+def _shown(request: Request, job: Job) -> Talk:
     return did.talk(job, result_url(request, job))
 
 

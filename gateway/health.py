@@ -7,17 +7,16 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 
-import lipserve
 from gateway.engine import Engine
 from gateway.metrics import sums
+from lipserve.api import Report
 
 FRESH = 1.0  # seconds that an answer of Triton's is good for
 LIMIT = 2.0  # seconds, then Triton counts as away
@@ -25,22 +24,6 @@ ASK_TIMEOUT = 1.0  # seconds, each of two questions
 
 router = APIRouter()
 log = structlog.stdlib.get_logger("gateway")
-
-
-class Report(BaseModel):
-    """What GET /health answers."""
-
-    status: Literal["healthy", "starting", "unhealthy"] = Field(
-        description="Serving; not yet; Triton or the jobs cannot be reached. 200 if healthy, else 503."
-    )
-    service: str = "lipserve"
-    version: str = lipserve.__version__
-    model_loaded: bool = Field(description="With models loaded on demand, false until they are needed.")
-    device: Literal["cuda", "cpu"] | None = Field(description="Where Triton runs; null if its metrics are not known.")
-    vram_used_mb: int | None = Field(description="10^6 bytes, of all GPUs of Triton; null without one.")
-    vram_total_mb: int | None
-    jobs_queued: int | None = Field(description="Jobs whose turn has not come.")
-    jobs_processing: int | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +66,7 @@ class TritonWatch:
             return None
 
 
-@router.get("/health", responses={503: {"model": Report}}, response_model=Report)
+@router.get("/health", responses={503: {"model": Report, "description": "It does not serve."}}, response_model=Report)
 async def health(request: Request) -> Response:
     """Whether it serves: 200, else 503 with the same fields. For people and simple probes; see /health/ready, too."""
     state = request.app.state

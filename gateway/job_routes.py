@@ -8,24 +8,39 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
-from gateway.answers import ERRORS
+from gateway.answers import Responses, errors
 from gateway.calls import logged_acceptance, prefers_job
-from gateway.job_view import JobList, JobView, job_view
-from gateway.jobs import Job, JobService, JobState
+from gateway.job_view import job_view
+from gateway.jobs import Job, JobService
 from gateway.work import Workers
+from lipserve.api import JobList, JobState, JobView
 from lipserve.errors import InvalidParameter, UrlNotAllowed
 
 SECONDS_BETWEEN_HEARTBEATS = 15
 SECONDS_TO_STOP = 5.0  # that a stream has to end by itself
 
 router = APIRouter()
+JobId = Annotated[str, PathParameter(examples=["job_00065f0a1b2c3d4e5f60718293a4b5c6"])]
+EVENTS: Responses = {
+    200: {
+        "content": {
+            "text/event-stream": {"example": 'event: job\r\ndata: {"id": "job_…", "progress": 0.42, …}\r\n\r\n'}
+        },
+        "description": "Events `job`: JobView as JSON.",
+    }
+}
+VIDEO: Responses = {
+    code: {"content": {"video/mp4": {"example": "(H.264 and AAC)"}}, "description": what}
+    for code, what in ((200, "The video."), (206, "The parts of it that Range asks for."))
+}
 
 
-def result_path(job_id: str) -> str:
+def result_path(job_id: JobId) -> str:
     return f"/jobs/{job_id}/result"
 
 
@@ -43,11 +58,11 @@ def owner_of(request: Request) -> str:
     return str(getattr(request.state, "owner", ""))
 
 
-@router.get("/jobs", responses=ERRORS)
+@router.get("/jobs", responses=errors(422))
 def list_jobs(
     request: Request,
     state: JobState | None = None,
-    kind: Annotated[str | None, Query(max_length=64)] = None,
+    kind: Annotated[str | None, Query(max_length=64, examples=["lip_sync"])] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     before: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
 ) -> JobList:
@@ -59,8 +74,8 @@ def list_jobs(
     return JobList(jobs=[_view(request, job) for job in shown], next=shown[-1].id if len(page) > limit else None)
 
 
-@router.get("/jobs/{job_id}", responses=ERRORS)
-def show_job(request: Request, job_id: str) -> JobView:
+@router.get("/jobs/{job_id}", responses=errors(404))
+def show_job(request: Request, job_id: JobId) -> JobView:
     """One job."""
     jobs: JobService = request.app.state.jobs
     return _view(request, jobs.get(job_id, owner_of(request)))
@@ -68,11 +83,11 @@ def show_job(request: Request, job_id: str) -> JobView:
 
 @router.delete(
     "/jobs/{job_id}",
-    responses={**ERRORS, 202: {"model": JobView, "description": "It is cancelled."}},
+    responses={**errors(404, 409), 202: {"model": JobView, "description": "It is cancelled."}},
     status_code=204,
     response_model=None,
 )
-def delete_job(request: Request, job_id: str) -> Response:
+def delete_job(request: Request, job_id: JobId) -> Response:
     """Cancel a job that is queued or processing: 202, and it stays in the list. Remove one that has ended, with its
     files: 204."""
     jobs: JobService = request.app.state.jobs
@@ -85,10 +100,10 @@ def delete_job(request: Request, job_id: str) -> Response:
 
 @router.get(
     "/jobs/{job_id}/events",
-    responses={**ERRORS, 200: {"content": {"text/event-stream": {}}, "description": "Events `job`: JobView as JSON."}},
+    responses={**errors(404), **EVENTS},
     response_class=EventSourceResponse,
 )
-async def follow_job(request: Request, job_id: str) -> EventSourceResponse:
+async def follow_job(request: Request, job_id: JobId) -> EventSourceResponse:
     """The job now and after every change, as server-sent events; ends when the job has ended."""
     jobs: JobService = request.app.state.jobs
     await anyio.to_thread.run_sync(jobs.get, job_id, owner_of(request))
@@ -115,10 +130,10 @@ async def follow_job(request: Request, job_id: str) -> EventSourceResponse:
 
 @router.get(
     "/jobs/{job_id}/result",
-    responses={**ERRORS, 200: {"content": {"video/mp4": {}}, "description": "The video, whole or in ranges."}},
+    responses={**errors(400, 403, 404, 409, 416), **VIDEO},
     response_class=FileResponse,
 )
-def job_result(request: Request, job_id: str) -> FileResponse:
+def job_result(request: Request, job_id: JobId) -> FileResponse:
     """The video of a job that is done: with the key that made it, or by the signed link that the job shows."""
     jobs: JobService = request.app.state.jobs
     owner = None if request.state.signed_path else owner_of(request)

@@ -4,16 +4,17 @@ Every label has a small, fixed set of values: endpoints, outcomes, stages and ki
 file's name or a message. Knows nothing of HTTP but the numbers of its statuses.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.jobs import ENDED, Job, JobService
+from gateway.jobs import Job, JobService
 from gateway.work import Workers
-from lipserve.errors import Cancelled, LipserveError
+from lipserve.api import ENDED
+from lipserve.errors import Cancelled, by_kind
 
 OUTCOMES = ("ok", "refused", "failed", "cancelled")
 TRANSPORTS = ("grpc", "shared_memory")
@@ -91,7 +92,7 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        for kind in _kinds(LipserveError):  # from the start, so that the first error is an increase too
+        for kind in by_kind():  # from the start, so that the first error is an increase too
             self._errors.labels(kind)
 
     def watch(self, endpoint: str, workers: Workers) -> None:
@@ -158,9 +159,3 @@ def sums(exposition: str) -> dict[str, float]:
         for sample in family.samples:
             found[sample.name] = found.get(sample.name, 0.0) + sample.value
     return found
-
-
-def _kinds(error: type[LipserveError]) -> Iterator[str]:
-    yield error.kind
-    for child in error.__subclasses__():
-        yield from _kinds(child)

@@ -5,25 +5,25 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import structlog
 from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 
 from avatar_prep.masks import ParsingMode
 from avatar_prep.prepare import checked_parameters
-from gateway.answers import ERRORS
+from gateway.answers import SENT, Responses, errors
 from gateway.calls import MainCall, ResultResponse, logged_job, prefers_job, remove
 from gateway.engine import DEFAULT_BATCH_SIZE, Engine
 from gateway.inputs import display_name, take_input
 from gateway.job_handlers import sync_request
 from gateway.job_routes import accept_job, require_no_webhook
-from gateway.job_view import JobView
 from gateway.metrics import CONTENT_TYPE
 from gateway.timing import Stopwatch
+from lipserve.api import AVATAR_INFO, AvatarList, AvatarSummary, Health, JobView
 from lipserve.avatar import AvatarInfo
 from lipserve.errors import AvatarDamaged, AvatarNotFound
 
@@ -32,38 +32,42 @@ router = APIRouter()
 log = structlog.stdlib.get_logger("gateway")
 
 
-class AvatarSummary(BaseModel):
-    avatar_id: str
-    state: Literal["ready", "damaged"]
-    info: AvatarInfo | None
-    preview_url: str
-
-
-class AvatarList(BaseModel):
-    avatars: list[AvatarSummary]
-
-
-class Health(BaseModel):
-    status: Literal["live", "ready", "not_ready"]
-    message: str = ""
-
-
-AS_JOB: dict[int | str, dict[str, Any]] = {
-    202: {"model": JobView, "description": "With `async`: the job, followed at its Location."}
+AS_JOB: Responses = {202: {"model": JobView, "description": "With `async`: the job, followed at its Location."}}
+PREPARED: Responses = {
+    201: {"content": {"application/json": {"example": AVATAR_INFO}}, "description": "The avatar is stored."}
 }
+MP4: Responses = {200: {"content": {"video/mp4": {"example": "(H.264 and AAC)"}}, "description": "The finished video."}}
+JPEG: Responses = {200: {"content": {"image/jpeg": {"example": "(a picture)"}}, "description": "A picture."}}
+METRICS: Responses = {
+    200: {
+        "content": {"text/plain": {"example": 'lipserve_requests_total{endpoint="lip_sync",outcome="ok"} 42.0\n'}},
+        "description": "In Prometheus' text format.",
+    }
+}
+AvatarId = Annotated[str, PathParameter(examples=["lucy"])]
 AsJob = Annotated[
-    bool, Form(alias="async", description="Answer 202 with a job at once. `Prefer: respond-async` does the same.")
+    bool,
+    Form(
+        alias="async",
+        examples=[False],
+        description="Answer 202 with a job at once. `Prefer: respond-async` does the same.",
+    ),
 ]
 Webhook = Annotated[
     str | None, Form(max_length=2000, description="With `async`: where the job is posted to when it has ended.")
 ]
 
 
-@main_calls.post("/prepare_avatar", responses={**ERRORS, **AS_JOB}, status_code=201, response_model=AvatarInfo)
+@main_calls.post(
+    "/prepare_avatar",
+    responses={**errors(*SENT, 409, 499, 502), **AS_JOB, **PREPARED},
+    status_code=201,
+    response_model=AvatarInfo,
+)
 async def prepare_avatar(
     request: Request,
     response: Response,
-    avatar_id: Annotated[str, Form(description="1 to 64 letters, digits, '-' and '_'.")],
+    avatar_id: Annotated[str, Form(description="1 to 64 letters, digits, '-' and '_'.", examples=["lucy"])],
     video: Annotated[UploadFile | None, "A video, or a still picture."] = None,
     video_path: Annotated[
         str | None,
@@ -119,12 +123,12 @@ async def prepare_avatar(
 
 @main_calls.post(
     "/lip_sync",
-    responses={**ERRORS, **AS_JOB, 200: {"content": {"video/mp4": {}}, "description": "The finished video."}},
+    responses={**errors(*SENT, 404, 409, 499, 502), **AS_JOB, **MP4},
     response_class=FileResponse,
 )
 async def lip_sync(
     request: Request,
-    avatar_id: Annotated[str, Form()],
+    avatar_id: Annotated[str, Form(description="Of a prepared avatar.", examples=["lucy"])],
     audio: Annotated[UploadFile | None, "Speech: WAV, MP3, M4A, OGG, FLAC, AAC, WebM, or a video with sound."] = None,
     audio_path: Annotated[str | None, Form(description="Instead of an upload: a file in the media folder.")] = None,
     fps: Annotated[int | None, Form(description="LIPSERVE_OUTPUT_FPS, or the avatar's own, if not given.")] = None,
@@ -180,7 +184,7 @@ def _summary(avatar_id: str, look: Callable[[str], AvatarInfo]) -> AvatarSummary
     )
 
 
-@router.get("/avatars", responses=ERRORS)
+@router.get("/avatars", responses=errors())
 def list_avatars(request: Request) -> AvatarList:
     """All avatars, as their avatar.json describes them; their other files are looked at when one is asked for."""
     store = request.app.state.engine.store
@@ -191,15 +195,15 @@ def list_avatars(request: Request) -> AvatarList:
     return AvatarList(avatars=summaries)
 
 
-@router.get("/avatars/{avatar_id}", responses=ERRORS)
-def show_avatar(request: Request, avatar_id: str) -> AvatarSummary:
+@router.get("/avatars/{avatar_id}", responses=errors(404, 422))
+def show_avatar(request: Request, avatar_id: AvatarId) -> AvatarSummary:
     """One avatar, every file checked."""
     store = request.app.state.engine.store
     return _summary(avatar_id, lambda name: store.open(name).info)
 
 
-@router.get("/avatars/{avatar_id}/preview", responses={**ERRORS, 200: {"content": {"image/jpeg": {}}}})
-def show_preview(request: Request, avatar_id: str) -> Response:
+@router.get("/avatars/{avatar_id}/preview", response_class=Response, responses={**errors(404, 409, 422), **JPEG})
+def show_preview(request: Request, avatar_id: AvatarId) -> Response:
     """A JPEG of the avatar."""
     engine: Engine = request.app.state.engine
     engine.store.version(avatar_id)
@@ -210,8 +214,9 @@ def show_preview(request: Request, avatar_id: str) -> Response:
     return Response(data, media_type="image/jpeg")
 
 
-@router.delete("/avatars/{avatar_id}", responses=ERRORS, status_code=204)
-def delete_avatar(request: Request, avatar_id: str) -> None:
+@router.delete("/avatars/{avatar_id}", responses=errors(404, 409, 422), status_code=204)
+def delete_avatar(request: Request, avatar_id: AvatarId) -> None:
+    """Delete an avatar. Calls under way keep it until they are done."""
     engine: Engine = request.app.state.engine
     engine.store.delete(avatar_id)
     engine.avatars.forget(avatar_id)
@@ -224,7 +229,9 @@ def live() -> Health:
     return Health(status="live")
 
 
-@router.get("/health/ready", responses={503: {"model": Health}})
+@router.get(
+    "/health/ready", responses={503: {"model": Health, "description": "Not yet, or not now."}}, response_model=Health
+)
 def ready(request: Request) -> Response:
     """Every model is warm, and Triton is there now; with models loaded on demand: Triton is there now."""
     engine: Engine = request.app.state.engine
@@ -237,7 +244,7 @@ def ready(request: Request) -> Response:
     return JSONResponse(health.model_dump(), 200 if health.status == "ready" else 503)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses=METRICS)
 def metrics(request: Request) -> Response:
     """Counts and durations for Prometheus."""
     return Response(request.app.state.metrics.exposition(), headers={"content-type": CONTENT_TYPE})

@@ -1,70 +1,45 @@
 """The endpoints that self-hosted MuseTalk services have: a form in, an id to poll. The same talks as gateway.did's."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, UploadFile
-from pydantic import BaseModel, Field
 
 from avatar_prep.source import is_picture
-from gateway.answers import ErrorBody
+from gateway.answers import SENT, errors
 from gateway.calls import refuse_unknown_fields
-from gateway.did_routes import OrderRoute, find
+from gateway.did_routes import OrderRoute, TalkId, find
 from gateway.job_routes import owner_of, result_url
-from gateway.jobs import Job, JobState
+from gateway.jobs import Job
 from gateway.talks import TalkOrder, Talks
 from gateway.uploads import Upload, Uploads, What
+from lipserve.api import JobState
 from lipserve.errors import InvalidParameter
+from lipserve.talk_api import ServiceStatus, Submitted, TalkStatus, Uploaded
 
 MAX_URL = 2048
+AUDIO, FACE = "https://example.com/hello.mp3", "https://example.com/anna.jpg"  # examples
 
 orders = APIRouter(tags=["MuseTalk services"], route_class=OrderRoute)
 router = APIRouter(tags=["MuseTalk services"])
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (401, 404, 413, 422, 429, 500, 503, 507)
-}
-Status = Literal["queued", "processing", "done", "error"]
-STATUSES: dict[JobState, Status] = {
+UPLOADED = errors(*SENT)
+STATUSES: dict[JobState, ServiceStatus] = {
     "queued": "queued",
     "processing": "processing",
     "done": "done",
     "failed": "error",
     "cancelled": "error",
 }
-_ID = "tlk_00064412b5c5a1d2e3f405162738495a"
 
 
-class Submitted(BaseModel):
-    id: str = Field(examples=[_ID])
-    status: Status = Field(examples=["queued"])
-    result_url: str | None = Field(None, description="Comes with /talk-status, when it is done.")
-    created_at: datetime
-
-
-class TalkStatus(Submitted):
-    progress: float = Field(examples=[0.42], description="0 to 1.")
-    started_at: datetime | None = None
-    completed_at: datetime | None = None
-    error: str | None = Field(None, examples=["No face was found in any of the 1 frames."])
-    error_kind: str | None = Field(None, examples=["no_face"])
-
-
-class Uploaded(BaseModel):
-    id: str = Field(examples=["img_8d0f…"])
-    url: str = Field(examples=["lipserve://images/img_8d0f…"], description="To be given as source_url or audio_url.")
-    filename: str = Field(examples=["anna.jpg"])
-    size: int = Field(examples=[48213], description="Bytes.")
-
-
-@orders.post("/generate-video", responses=ERRORS, dependencies=[Depends(refuse_unknown_fields)])
+@orders.post("/generate-video", responses=errors(*SENT, 404, 409), dependencies=[Depends(refuse_unknown_fields)])
 def generate_video(
     request: Request,
     audio_url: Annotated[
-        str | None, Form(max_length=MAX_URL, description="http(s), or what /upload-audio gave.")
+        str | None, Form(max_length=MAX_URL, description="http(s), or what /upload-audio gave.", examples=[AUDIO])
     ] = None,
     source_url: Annotated[
-        str | None, Form(max_length=MAX_URL, description="http(s), or what /upload-source-image gave.")
+        str | None, Form(max_length=MAX_URL, description="http(s), or what /upload-source-image gave.", examples=[FACE])
     ] = None,
     audio_data: Annotated[UploadFile | None, "Instead of audio_url: the sound itself."] = None,
     source_image: Annotated[UploadFile | None, "Instead of source_url: the picture or clip itself."] = None,
@@ -79,20 +54,20 @@ def generate_video(
     return Submitted(id=job.id, status=STATUSES[job.state], created_at=job.created_at)
 
 
-@router.get("/talk-status/{talk_id}", responses=ERRORS)
-def talk_status(request: Request, talk_id: str) -> TalkStatus:
+@router.get("/talk-status/{talk_id}", responses=errors(404))
+def talk_status(request: Request, talk_id: TalkId) -> TalkStatus:
     """How far a talk is, and where its video is once it is done."""
     job = find(request, talk_id)
     return status(job, result_url(request, job))
 
 
-@router.post("/upload-source-image", responses=ERRORS)
+@router.post("/upload-source-image", responses=UPLOADED)
 def upload_source_image(request: Request, file: UploadFile) -> Uploaded:
     """Keep a picture (JPEG, PNG, WebP) or a clip (MP4, MOV, WebM) for talks."""
     return _answer(_keep_source(request, file))
 
 
-@router.post("/upload-audio", responses=ERRORS)
+@router.post("/upload-audio", responses=UPLOADED)
 def upload_audio_file(request: Request, file: UploadFile) -> Uploaded:
     """Keep a sound for talks: WAV, MP3, M4A, OGG, FLAC, AAC or WebM."""
     return _answer(_keep(request, "audio", file))

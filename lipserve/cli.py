@@ -1,4 +1,5 @@
-"""The command line: set up, serve, prepare, import, sync, demo, config; `models` and `keys` have modules of their own.
+"""The command line: set up, serve, prepare, import, sync, demo, config; `models`, `keys`,
+`talk` and `jobs` have modules of their own.
 
 `prepare` and `sync` do in this process what the gateway does behind its endpoints, with a progress bar. Each command
 starts the embedded Triton unless LIPSERVE_TRITON_URL names another one.
@@ -18,6 +19,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from lipserve import client_cli
 from lipserve.errors import LipserveError, ModelsMissing
 from lipserve.keys_cli import app as keys_app
 from lipserve.settings import Settings
@@ -27,6 +29,8 @@ from lipserve.weights.cli import app as models_app
 app = typer.Typer(name="lipserve", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
+app.add_typer(client_cli.jobs, name="jobs")
+app.command()(client_cli.talk)
 
 MAX_CONNECTIONS = 512  # beyond them uvicorn answers 503 at once
 DEMO = Path(__file__).parent.parent / "demo"

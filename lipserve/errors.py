@@ -44,7 +44,9 @@ LipserveError                       500  internal
 ├── TritonDidNotStart               503  triton_did_not_start
 ├── TritonUnavailable               503  triton_unavailable  (Retry-After)
 ├── SharedMemoryUnusable            503  shared_memory_unusable
-└── TritonFailed                    502  triton_failed
+├── TritonFailed                    502  triton_failed
+├── ServiceUnreachable              503  service_unreachable  (lipserve.client's own)
+└── ServiceError                    502  service_error        (likewise: an answer that it does not know)
 
 The message says what is wrong with this input; `hint` says what to do.
 """
@@ -277,3 +279,39 @@ class TritonDidNotStart(LipserveError):
 class TritonFailed(LipserveError):
     status = 502
     kind = "triton_failed"
+
+
+class ServiceUnreachable(LipserveError):
+    """The client's: nothing answers, or not to the end."""
+
+    status = 503
+    kind = "service_unreachable"
+
+
+class ServiceError(LipserveError):
+    """The client's: an answer that is no error of this version's, or nothing of lipserve's at all."""
+
+    status = 502
+    kind = "service_error"
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        retry_after: int | None = None,
+        answer_status: int | None = None,
+        answer_kind: str | None = None,
+    ) -> None:
+        super().__init__(message, hint, retry_after)
+        self.answer_status, self.answer_kind = answer_status, answer_kind
+
+
+def by_kind() -> dict[str, type[LipserveError]]:
+    """Every error's class."""
+    found: dict[str, type[LipserveError]] = {}
+    open_: list[type[LipserveError]] = [LipserveError]
+    while open_:
+        error = open_.pop()
+        found[error.kind] = error
+        open_ += error.__subclasses__()
+    return found

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from gateway import did
 from gateway.did import CreateTalk, talk
-from gateway.jobs import Job, JobState
+from gateway.jobs import Job
 from gateway.talks import TalkOrder, TextOrder
+from lipserve.api import JobState
 
 AUDIO = {"type": "audio", "audio_url": "https://example.com/a.mp3"}
 FACE = "https://example.com/a.jpg"

@@ -3,7 +3,7 @@
 Knows no HTTP, and nothing of what a job does: a kind's handler does that.
 """
 
-from gateway.jobs.model import ENDED, Job, JobContext, JobState, Kind
+from gateway.jobs.model import Job, JobContext, Kind
 from gateway.jobs.service import JobService
 
-__all__ = ["ENDED", "Job", "JobContext", "JobService", "JobState", "Kind"]
+__all__ = ["Job", "JobContext", "JobService", "Kind"]

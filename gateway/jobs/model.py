@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any
 
 from gateway.timing import Stopwatch
 from gateway.work import Workers
+from lipserve.api import ENDED, JobState
 from lipserve.errors import Cancelled
-
-JobState = Literal["queued", "processing", "done", "failed", "cancelled"]
 
 # queued ──> processing ──> done
 #   │  <──────── │  ├─────> failed
@@ -25,7 +24,6 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {  # to a state, from these
     "failed": frozenset({"queued", "processing"}),
     "cancelled": frozenset({"queued", "processing"}),
 }
-ENDED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 STATES: tuple[JobState, ...] = ("queued", "processing", "done", "failed", "cancelled")
 
 JOB_ID = re.compile(r"[a-z]{1,8}_[0-9a-f]{32}")  # prefix, microseconds since 1970, random

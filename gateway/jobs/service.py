@@ -23,12 +23,13 @@ import structlog
 
 from gateway.jobs.folders import JobFolders, StorageLock, flush
 from gateway.jobs.follow import Followers
-from gateway.jobs.model import JOB_ID, TIME_DIGITS, Handler, Job, JobContext, JobState, Kind, Stages
+from gateway.jobs.model import JOB_ID, TIME_DIGITS, Handler, Job, JobContext, Kind, Stages
 from gateway.jobs.queue import JobQueue, LocalQueue
 from gateway.jobs.store import EPOCH, JobStore, now, serial
 from gateway.retention import Kept
 from gateway.timing import Stopwatch
 from gateway.work import Workers
+from lipserve.api import JobState
 from lipserve.errors import (
     Cancelled,
     Interrupted,

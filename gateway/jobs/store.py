@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy import JSON, Boolean, Column, Float, Integer, String, Table
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from gateway.jobs.model import ENDED, TRANSITIONS, Job, JobState
+from gateway.jobs.model import TRANSITIONS, Job
+from lipserve.api import ENDED, JobState
 from lipserve.errors import StorageForeign, StorageFull
 
 SCHEMA_VERSION = 1
