@@ -73,7 +73,7 @@ def settings(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Settin
 @pytest.fixture(scope="session")
 def client(settings: Settings, triton: EmbeddedTriton) -> Iterator[TestClient]:
     """The real gateway in this process, in front of the real Triton."""
-    app = create_app(settings, triton.grpc_url, LocalPoster())
+    app = create_app(settings, triton.grpc_url, poster=LocalPoster())
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
