@@ -288,6 +288,16 @@ def test_the_api_describes_itself(client: TestClient) -> None:
         ("/health/live", "get"),
         ("/health/ready", "get"),
         ("/metrics", "get"),
+        ("/talks", "post"),
+        ("/talks", "get"),
+        ("/talks/{talk_id}", "get"),
+        ("/talks/{talk_id}", "delete"),
+        ("/images", "post"),
+        ("/audios", "post"),
+        ("/generate-video", "post"),
+        ("/talk-status/{talk_id}", "get"),
+        ("/upload-source-image", "post"),
+        ("/upload-audio", "post"),
     }
     page = client.get("/docs").text
     assert "https://" not in page  # the page works without any other server
