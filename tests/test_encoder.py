@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,25 @@ def test_libx264_works_on_whole_pictures_at_a_time(tmp_path: Path) -> None:
     assert b" threads=2 " in settings
     assert b" me=dia " in settings
     assert b" sliced_threads=0 " in settings
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_encoders_threads_end_with_the_video(fails: bool, tmp_path: Path) -> None:
+    """Also those that are at work on pictures when an error ends it."""
+    before = threads()
+
+    def write() -> None:
+        with Mp4Writer(tmp_path / "a.mp4", (64, 48), 25, None, encoding=VideoEncoding(threads=3)) as video:
+            for level in range(40):
+                video.write(np.full((72, 64), 16 + level, np.uint8))
+            assert threads() > before
+            if fails:
+                raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more") if fails else nullcontext():
+        write()
+    assert threads() == before
+
+
+def threads() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
