@@ -126,20 +126,32 @@ def test_fairness_and_percentiles() -> None:
     assert found["p99"] == pytest.approx(9.76)
 
 
+TAKES_MORE = """
+import sys, threading
+print(flush=True)
+sys.stdin.readline()
+held, block = open("/dev/null"), b"1" * 50_000_000
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
 def test_the_usage_of_a_process() -> None:
-    before = load.usage(os.getpid())
-    release = threading.Event()
-    thread = threading.Thread(target=release.wait)
-    thread.start()
-    with Path(__file__).open() as held:
-        block = np.ones(50_000_000, np.uint8)
-        after = load.usage(os.getpid())
-        assert held.fileno() >= 0
-    release.set()
-    thread.join()
+    """Of another one, so that nothing of this one's own counts."""
+    command = [sys.executable, "-c", TAKES_MORE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        before = load.usage(child.pid)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        after = load.usage(child.pid)
+        child.kill()
     assert after.threads == before.threads + 1
     assert after.files == before.files + 1
-    assert after.rss - before.rss >= 0.9 * block.size
+    assert after.rss - before.rss >= 0.9 * 50_000_000
     assert after.cpu >= before.cpu > 0
 
 

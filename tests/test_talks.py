@@ -247,7 +247,7 @@ def test_urls_are_fetched(talking: TestClient, web: tuple[Path, str], sound: Pat
     assert (talk["status"], talk["metadata"]["num_frames"]) == ("done", 10)
     wait_for((folder / "hook").exists, 30)
     told = json.loads((folder / "hook").read_bytes())
-    assert told.pop("result_url").endswith(f"/jobs/{ordered['id']}/result")
+    assert told.pop("result_url").startswith(f"http://127.0.0.1:8080/jobs/{ordered['id']}/result?expires=")
     assert told == {name: value for name, value in talk.items() if name != "result_url"}
     missing = ended(talking, order(talking, source_url=f"http://{address}/nobody.png", script=script)["id"])
     assert missing["status"] == "error"
