@@ -51,11 +51,12 @@ from lipserve.colour import U8, bgr_to_planes, planes, planes_to_bgr
 from lipserve.contract import FACE_LATENTS, FACE_SIZE
 from lipserve.fetch import FACE_MODELS
 from lipserve.media import Mp4Writer, Sound, VideoEncoding, VideoReader, read_sound
+from lipserve.media.encoder import Preset
 from lipserve.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 THEIR_SIZE = (704, 1216)
-THEIR_PRESET = "medium"  # ffmpeg's default, which the scripts leave as it is
+THEIR_PRESET: Preset = "medium"  # ffmpeg's default, which the scripts leave as it is
 BACKGROUNDS = ("face", "person", "all")
 
 
@@ -258,7 +259,8 @@ def pillow_blend(stored: Stored, face: U8) -> U8:
     cut = whole.crop(stored.crop)
     cut.paste(Image.fromarray(resized[:, :, ::-1]), (x1 - left, y1 - top))
     whole.paste(cut, (left, top), Image.fromarray(stored.mask))
-    return np.array(whole)[:, :, ::-1]
+    blended: U8 = np.array(whole)[:, :, ::-1]
+    return blended
 
 
 def ffmpeg(*arguments: str | Path) -> None:
@@ -295,7 +297,7 @@ def encoder_alone(frames: Sequence[av.VideoFrame], fps: int, encoding: VideoEnco
     """And bytes of video."""
     codec = av.CodecContext.create(encoding.encoder, "w")
     codec.width, codec.height, codec.pix_fmt = frames[0].width, frames[0].height, "yuv420p"
-    codec.time_base, codec.framerate = Fraction(1, fps), fps
+    codec.time_base, codec.framerate = Fraction(1, fps), Fraction(fps)
     encoding.configure(codec)
     count, start = 0, now()
     for number, frame in enumerate(frames):

@@ -139,11 +139,13 @@ class SoundReader:
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         held: list[NDArray[np.float32]] = []
+        count = 0
         for block in self._decoded():
             held.append(block)
-            if sum(one.shape[1] for one in held) >= BLOCK:
+            count += block.shape[1]
+            if count >= BLOCK:
                 yield _clean(np.concatenate(held, axis=1))
-                held.clear()
+                held, count = [], 0
         if held:
             yield _clean(np.concatenate(held, axis=1))
 
