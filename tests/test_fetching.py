@@ -6,6 +6,7 @@ bring it back.
 
 import gzip
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -651,6 +652,8 @@ def test_fetches_leave_no_handle_or_thread(site: Site, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Key and certificate of site.example, good for itself alone."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl: apt-get install openssl")
     file = tmp_path_factory.mktemp("tls") / "site.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=site.example"]
     command += ["-addext", "subjectAltName=DNS:site.example", "-keyout", str(file), "-out", str(file) + ".crt"]
