@@ -253,14 +253,13 @@ def pillow_blend(stored: Stored, face: U8) -> U8:
     x1, y1, x2, y2 = stored.box
     left, top = stored.crop[:2]
     if x1 == x2:
-        return stored.picture.copy()
+        return np.array(stored.picture)
     resized = cv2.resize(face, (x2 - x1, y2 - y1))
     whole = Image.fromarray(stored.picture.copy()[:, :, ::-1])
     cut = whole.crop(stored.crop)
     cut.paste(Image.fromarray(resized[:, :, ::-1]), (x1 - left, y1 - top))
     whole.paste(cut, (left, top), Image.fromarray(stored.mask))
-    blended: U8 = np.array(whole)[:, :, ::-1]
-    return blended
+    return np.asarray(np.array(whole)[:, :, ::-1], np.uint8)
 
 
 def ffmpeg(*arguments: str | Path) -> None:
