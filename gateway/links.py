@@ -5,16 +5,16 @@ removes it makes all links void.
 """
 
 import hashlib
-import os
 import secrets
 import time
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, quote
 
 from itsdangerous import Signer
 from starlette.requests import Request
 
+from gateway.secret_file import kept_secret
 from lipserve.errors import LinkExpired
 
 SECRET_FILE = "links.secret"
@@ -59,20 +59,5 @@ def is_signed(query: str) -> bool:
 
 
 def secret(folder: Path) -> bytes:
-    """The secret kept in `folder`; made, for its owner's eyes only, if there is none."""
-    file = folder / SECRET_FILE
-    with suppress(FileNotFoundError):
-        return file.read_bytes()
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{SECRET_FILE}.{os.getpid()}"
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(secrets.token_bytes(32))
-        out.flush()
-        os.fsync(out.fileno())
-    try:
-        with suppress(FileExistsError):  # of another process, a moment ago
-            os.link(draft, file)
-    finally:
-        draft.unlink()
-    return file.read_bytes()
+    """The one kept in `folder`; made if there is none."""
+    return kept_secret(folder / SECRET_FILE, partial(secrets.token_bytes, 32))

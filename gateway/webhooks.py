@@ -7,7 +7,6 @@ receiver that has already got one knows it by its `webhook-id`, the job's own.
 import asyncio
 import base64
 import json
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,6 +27,7 @@ from tenacity import (
 
 from gateway.jobs import Job, JobService
 from gateway.jobs.store import now
+from gateway.secret_file import kept_secret
 from lipserve.errors import FetchFailed, InvalidParameter, JobNotFound, LipserveError
 
 ATTEMPTS = 5
@@ -150,13 +150,9 @@ class Webhooks:
 
 
 def own_secret(storage_dir: Path) -> str:
-    """The secret that was made at the first start, readable by this user only."""
-    file = storage_dir / SECRET_FILE
-    if not file.exists():
-        draft = storage_dir / f".{SECRET_FILE}"
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as out:
-            out.write(f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
-        draft.replace(file)
-    return file.read_text().strip()
+    """The secret that was made at the first start."""
+
+    def make() -> bytes:
+        return b"whsec_" + base64.b64encode(secrets.token_bytes(32)) + b"\n"
+
+    return kept_secret(storage_dir / SECRET_FILE, make).decode().strip()

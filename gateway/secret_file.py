@@ -1,0 +1,25 @@
+"""A secret of this service, kept in a file for its owner's eyes only. Whoever removes the file makes it void."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+
+def kept_secret(file: Path, make: Callable[[], bytes]) -> bytes:
+    """What is in the file; made at the first call, whole or not at all, the same for all who ask at once."""
+    with suppress(FileNotFoundError):
+        return file.read_bytes()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(make())
+        out.flush()
+        os.fsync(out.fileno())
+    try:
+        with suppress(FileExistsError):  # of another process, a moment ago
+            os.link(draft, file)
+    finally:
+        draft.unlink()
+    return file.read_bytes()
