@@ -50,6 +50,7 @@ from lipserve.settings import Settings
 
 DEFAULT_TRITON_URL = "127.0.0.1:8001"
 WARM_UP_RETRY = 1.0  # seconds
+READY_CHECK = 0.5  # seconds
 ROUTERS = (
     main_calls,
     router,
@@ -158,11 +159,13 @@ async def _working(app: FastAPI) -> AsyncIterator[None]:
         pictures = PictureAvatars(settings, engine, app.state.metrics)
         app.state.talks = Talks(settings, jobs, app.state.syncs, engine, pictures, uploads)
         retention.sources += [pictures.kept, partial(_kept_uploads, uploads)]
+        jobs.pause()
         jobs.start()
         if webhooks is not None:
             webhooks.start()
         tasks = [
-            asyncio.create_task(_warm_up(app, engine)),
+            asyncio.create_task(_warm_up(app, engine, jobs)),
+            asyncio.create_task(_resume_jobs(app, engine, jobs)),
             asyncio.create_task(retention.keep_sweeping(now)),
         ]
         try:
@@ -205,8 +208,8 @@ def _webhooks(app: FastAPI, settings: Settings, jobs: JobService) -> Webhooks | 
     return webhooks
 
 
-async def _warm_up(app: FastAPI, engine: Engine) -> None:
-    """Until it has worked once; until then /health/ready says no."""
+async def _warm_up(app: FastAPI, engine: Engine, jobs: JobService) -> None:
+    """Until it has worked once; until then /health/ready says no, and stored jobs wait."""
     last = ""
     while True:
         try:
@@ -220,9 +223,21 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
             log.exception("warming up failed unexpectedly")
             await asyncio.sleep(WARM_UP_RETRY)
         else:
+            await asyncio.to_thread(jobs.resume)
             app.state.warm = True
             log.info("ready, Triton at %s", engine.triton.url)
             return
+
+
+async def _resume_jobs(app: FastAPI, engine: Engine, jobs: JobService) -> None:
+    """Once a job has found that Triton is away the others wait for it; calls are told so at once."""
+    while True:
+        try:
+            if jobs.paused and app.state.warm and await asyncio.to_thread(engine.is_ready):
+                await asyncio.to_thread(jobs.resume)
+        except Exception:
+            log.exception("whether Triton is back could not be found out")
+        await asyncio.sleep(READY_CHECK)
 
 
 def _answer_error(request: Request, exc: Exception) -> JSONResponse:

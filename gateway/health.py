@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.engine import Engine
+from gateway.jobs import JobService
 from gateway.metrics import sums
 from lipserve.api import Report
 
@@ -95,14 +96,11 @@ def memory(metrics: Mapping[str, float] | None) -> tuple[int | None, int | None]
 
 
 async def _counts(state: Any) -> Mapping[str, int] | None:
-    """`queued` and `processing`: of jobs if this service has any, else of calls. None: they cannot be counted."""
-    jobs = getattr(state, "jobs", None)
-    if jobs is not None:
-        try:
-            counted: Mapping[str, int] = await asyncio.wait_for(asyncio.to_thread(jobs.counts), LIMIT)
-        except Exception:  # of whatever the jobs are kept in: /health is there to say so
-            log.exception("jobs cannot be counted")
-            return None
-        return counted
-    workers = (state.syncs, state.preparations)
-    return {"queued": sum(w.waiting for w in workers), "processing": sum(w.running for w in workers)}
+    """Jobs `queued` and `processing`. None: what they are kept in cannot be read."""
+    jobs: JobService = state.jobs
+    try:
+        await asyncio.wait_for(asyncio.to_thread(jobs.store.check), LIMIT)
+    except Exception:  # of whatever it is: /health is there to say so
+        log.exception("jobs cannot be read")
+        return None
+    return jobs.counts()

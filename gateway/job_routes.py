@@ -140,11 +140,20 @@ def job_result(request: Request, job_id: JobId) -> FileResponse:
     return JobResult(jobs, jobs.get(job_id, owner))
 
 
+# What players ask first. Not described: FastAPI gives both methods one operation id.
+router.add_api_route("/jobs/{job_id}/result", job_result, methods=["HEAD"], include_in_schema=False)
+
+
 class JobResult(FileResponse):
     """A job's video, ranges included. Raises JobNotDone or JobNotFound. Retention leaves it while it is sent."""
 
     def __init__(self, jobs: JobService, job: Job) -> None:
-        super().__init__(jobs.result_file(job.id), media_type="video/mp4", filename=f"{job.id}.mp4")
+        super().__init__(
+            jobs.result_file(job.id),
+            headers={"cache-control": "private"},  # a key that comes as X-API-Key says nothing to shared caches
+            media_type="video/mp4",
+            filename=f"{job.id}.mp4",
+        )
         self._jobs, self._job_id = jobs, job.id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

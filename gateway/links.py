@@ -5,6 +5,7 @@ removes it makes all links void.
 """
 
 import hashlib
+import re
 import secrets
 import time
 from functools import partial
@@ -18,6 +19,7 @@ from gateway.secret_file import kept_secret
 from lipserve.errors import LinkExpired
 
 SECRET_FILE = "links.secret"
+SECONDS = re.compile(r"[1-9][0-9]{0,14}", re.ASCII)  # since 1970, in the one spelling that is signed
 
 
 class Links:
@@ -42,8 +44,8 @@ class Links:
         """Raises LinkExpired unless the query is the one that `sign` gave this path, and it is still good."""
         given = parse_qs(query)
         expires, signature = given.get("expires", []), given.get("signature", [])
-        well_formed = len(expires) == len(signature) == 1 and expires[0].isascii() and expires[0].isdigit()
-        if not well_formed or not self._signer.verify_signature(_signed(path, int(expires[0][:15])), signature[0]):
+        well_formed = len(expires) == len(signature) == 1 and SECONDS.fullmatch(expires[0])
+        if not well_formed or not self._signer.verify_signature(_signed(path, int(expires[0])), signature[0]):
             raise LinkExpired("This link's signature does not fit it.", "Use the URL exactly as it was given.")
         if int(expires[0]) <= time.time():
             raise LinkExpired("This link has expired.", "Ask for a new one, with the key.")

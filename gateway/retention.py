@@ -37,11 +37,18 @@ class Retention:
         """How many were removed."""
         kept = sorted((item for source in self.sources for item in source()), key=lambda item: item.since)
         total, removed = sum(item.size for item in kept), 0
+        failures: list[Exception] = []
         for item in kept:
             if item.remove is not None and (now - item.since > self._age or total > self._max_bytes):
-                item.remove()
+                try:
+                    item.remove()
+                except Exception as exc:  # of one; the others can go
+                    failures.append(exc)
+                    continue
                 total -= item.size
                 removed += 1
+        if failures:
+            log.error("some of what was kept long enough stays", count=len(failures), exc_info=failures[0])
         return removed
 
     async def keep_sweeping(self, clock: Callable[[], datetime]) -> None:

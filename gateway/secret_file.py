@@ -5,11 +5,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from lipserve.errors import StorageForeign
+
+SHORTEST = 24  # bytes; a shorter one can be guessed, and an empty one is none
+
 
 def kept_secret(file: Path, make: Callable[[], bytes]) -> bytes:
-    """What is in the file; made at the first call, whole or not at all, the same for all who ask at once."""
+    """What is in the file; made at the first call, whole or not at all, the same for all who ask at once.
+
+    Raises StorageForeign if it is too short to be one.
+    """
     with suppress(FileNotFoundError):
-        return file.read_bytes()
+        return _read(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
@@ -22,4 +29,14 @@ def kept_secret(file: Path, make: Callable[[], bytes]) -> bytes:
             os.link(draft, file)
     finally:
         draft.unlink()
-    return file.read_bytes()
+    return _read(file)
+
+
+def _read(file: Path) -> bytes:
+    secret = file.read_bytes()
+    if len(secret) < SHORTEST:
+        raise StorageForeign(
+            f"{file} holds no secret: {len(secret)} bytes.",
+            "Remove it: a new one is made, and what the old one signed is void.",
+        )
+    return secret

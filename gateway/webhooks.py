@@ -90,9 +90,10 @@ class Webhooks:
 
     def tell(self, job: Job) -> None:
         """A job has ended."""
-        if job.webhook is not None and self._loop is not None:
+        loop = self._loop
+        if job.webhook is not None and loop is not None:
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._begin, job.id)
+                loop.call_soon_threadsafe(self._begin, job.id)
 
     def _begin(self, job_id: str) -> None:
         if self._loop is not None and job_id not in self._tasks:

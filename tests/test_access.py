@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -22,6 +24,7 @@ from starlette.types import Message
 from gateway import keys
 from gateway.access import Access
 from gateway.app import create_app
+from gateway.jobs import JobService
 from gateway.key_limits import KeyLimits
 from gateway.keys import Keys
 from gateway.links import Links
@@ -117,6 +120,44 @@ def test_a_signed_link_opens_its_path_for_reading_and_no_other(guarded: TestClie
     assert (answer.status_code, answer.json()["kind"]) == (403, "link_expired")
     assert "expired" in answer.json()["message"]
     assert guarded.get(expired, headers={"X-API-Key": key}).status_code == 200  # the key is enough
+
+
+def test_one_key_sees_nothing_of_anothers_jobs(guarded: TestClient, file: Path, key: str) -> None:
+    """There is no Triton, so that queued jobs stay queued."""
+    jobs: JobService = guarded.app.state.jobs  # type: ignore[attr-defined]
+    queued = jobs.submit("lip_sync", {}, "me")
+    talk = jobs.submit("talk", {"shown": {}, "source_url": "lipserve://avatars/x"}, "me", prefix="tlk_")
+    done = replace(queued, id="job_" + "1" * 32, state="done", progress=1.0, completed_at=queued.created_at)
+    jobs.store.insert(done)
+    jobs.folders.create(done.id).joinpath("result.mp4").write_bytes(b"video")
+    mine, theirs = {"X-API-Key": key}, {"X-API-Key": keys.add(file, "stranger")}
+
+    paths = [f"/jobs/{job.id}{rest}" for job in (queued, talk, done) for rest in ("", "/events", "/result")]
+    for path in [*paths, f"/talks/{talk.id}", f"/talk-status/{talk.id}"]:
+        assert guarded.get(path, headers=theirs).status_code == 404, path
+    for path in [*(f"/jobs/{job.id}" for job in (queued, talk, done)), f"/talks/{talk.id}"]:
+        assert guarded.delete(path, headers=theirs).status_code == 404, path
+    assert guarded.get("/jobs", headers=theirs).json()["jobs"] == []
+    assert guarded.get("/talks", headers=theirs).json()["talks"] == []
+
+    shown = {job["id"]: job for job in guarded.get("/jobs", headers=mine).json()["jobs"]}
+    assert {name: job["state"] for name, job in shown.items()} == {
+        queued.id: "queued",
+        talk.id: "queued",
+        done.id: "done",
+    }
+    result = f"/jobs/{done.id}/result"
+    assert guarded.get(result, headers=mine).content == b"video"
+    link = urlsplit(shown[done.id]["result_url"])
+    for method in ("GET", "HEAD"):
+        answer = guarded.request(method, f"{link.path}?{link.query}", headers=theirs)  # whoever has the link
+        assert (answer.status_code, answer.headers["content-length"]) == (200, "5")
+        assert answer.headers["cache-control"] == "private"
+    assert guarded.get(f"/jobs/{queued.id}/result?{link.query}", headers=theirs).status_code == 404
+    assert guarded.get(f"/jobs/{queued.id}/result?{link.query}").json()["kind"] == "link_expired"
+    for job in (queued, talk):
+        assert guarded.delete(f"/jobs/{job.id}", headers=mine).status_code == 202
+    keys.remove(file, "stranger")
 
 
 def test_origins_that_are_named_may_read_answers_and_ask_without_a_key_whether(guarded: TestClient, key: str) -> None:

@@ -4,9 +4,9 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -41,6 +41,19 @@ def running(own_settings: Settings, clip: Path, tmp_path_factory: pytest.TempPat
 def post(up: Service, audio: Path) -> httpx.Response:
     with audio.open("rb") as handle:
         return up.http.post("/lip_sync", data={"avatar_id": "lisa"}, files={"audio": handle})
+
+
+def submit(up: Service, audio: Path) -> str:
+    """The id of a job."""
+    with audio.open("rb") as handle:
+        answer = up.http.post("/lip_sync", data={"avatar_id": "lisa", "async": "true"}, files={"audio": handle})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def job(up: Service, name: str) -> dict[str, Any]:
+    shown: dict[str, Any] = up.http.get(f"/jobs/{name}").json()
+    return shown
 
 
 def log_lines(up: Service, event: str) -> list[str]:
@@ -99,7 +112,8 @@ def test_triton_killed_in_the_middle_is_a_503_and_comes_back(running: Service, s
     request = threading.Thread(target=lambda: answers.append(post(running, long)))
     request.start()
     wait_for(lambda: len(log_lines(running, "lip_sync received")) > seen, 20)
-    time.sleep(1.0)  # into the work
+    jobs = [submit(running, long)]
+    wait_for(lambda: job(running, jobs[0])["progress"] > 0, 20)
     stubs = running.children()
     os.kill(running.triton_pid(), signal.SIGKILL)
     request.join(60)
@@ -109,9 +123,12 @@ def test_triton_killed_in_the_middle_is_a_503_and_comes_back(running: Service, s
     assert answer.json()["kind"] == "triton_unavailable"
     assert int(answer.headers["retry-after"]) > 0
     assert running.http.get("/health/live").status_code == 200
+    jobs += [submit(running, short) for _ in range(6)]  # accepted while there is no Triton
     wait_for(lambda: "lipserve_batches_in_flight 0.0" in metrics(running), 20)  # none is forgotten
     wait_for(running.is_ready, 60, lambda: running.log.read_text())
     assert post(running, short).status_code == 200
+    wait_for(lambda: all(job(running, name)["state"] == "done" for name in jobs), 60, lambda: running.log.read_text())
+    assert [job(running, name)["attempts"] for name in jobs] == [2] + [1] * 6
 
 
 def test_a_client_that_goes_away_ends_its_work(running: Service, long: Path, short: Path) -> None:
@@ -215,8 +232,16 @@ def test_without_triton_it_says_so_and_recovers_by_itself(
         answer = speak()
         assert (answer.status_code, answer.json()["kind"]) == (503, "triton_unavailable")
         assert int(answer.headers["retry-after"]) > 0
+        with short.open("rb") as handle:
+            accepted = client.post("/lip_sync", data={"avatar_id": "lisa", "async": "true"}, files={"audio": handle})
+
+        def stored() -> dict[str, Any]:
+            shown: dict[str, Any] = client.get(accepted.headers["location"]).json()
+            return shown
+
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
+        assert stored()["state"] == "queued"
         from lipserve.embedded import Ports
 
         ports = Ports(grpc=port)
@@ -224,6 +249,8 @@ def test_without_triton_it_says_so_and_recovers_by_itself(
             wait_for(lambda: client.get("/health/ready").status_code == 200, 30)
             answer = speak()
             assert answer.status_code == 200
+            wait_for(lambda: stored()["state"] == "done", 30)
+            assert stored()["attempts"] == 1  # it was not even begun before
         assert client.get("/health/ready").status_code == 503
         assert speak().json()["kind"] == "triton_unavailable"
 

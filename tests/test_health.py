@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from processes import free_port, wait_for
 import lipserve
 from gateway.app import create_app
 from gateway.health import memory
+from gateway.jobs import JobService
 from gateway.metrics import sums
 from lipserve.embedded import EmbeddedTriton
 from lipserve.settings import Settings
@@ -141,20 +143,17 @@ def test_a_triton_that_hangs_is_not_waited_for(settings: Settings, exported: Pat
         wait_for(lambda: client.get("/health").status_code == 200, 20)
 
 
-def test_jobs_are_counted_where_there_are_any(settings: Settings, tmp_path: Path) -> None:
-    class Jobs:
-        def counts(self) -> dict[str, int]:
-            return {"queued": 4, "processing": 2}
-
-    class BrokenJobs:
-        def counts(self) -> dict[str, int]:
-            raise OSError("the disk is gone")
-
-    with gateway(settings, tmp_path, f"127.0.0.1:{free_port()}") as client:
-        client.app.state.jobs = Jobs()  # type: ignore[attr-defined]
+def test_jobs_are_counted_while_they_can_be_read(settings: Settings, triton: EmbeddedTriton, tmp_path: Path) -> None:
+    with gateway(settings, tmp_path, triton.grpc_url) as client:
+        wait_for(lambda: client.get("/health").status_code == 200, 60)
+        jobs: JobService = client.app.state.jobs  # type: ignore[attr-defined]
+        jobs.pause()
+        for _ in range(4):
+            jobs.submit("lip_sync", {}, "")
         body = client.get("/health").json()
-        assert (body["jobs_queued"], body["jobs_processing"]) == (4, 2)
-        client.app.state.jobs = BrokenJobs()  # type: ignore[attr-defined]
+        assert (body["jobs_queued"], body["jobs_processing"]) == (4, 0)
+        with sqlite3.connect(tmp_path / "storage/jobs.sqlite") as connection:
+            connection.execute("alter table jobs rename to gone")
         answer = client.get("/health")
         assert answer.status_code == 503
         assert (answer.json()["jobs_queued"], answer.json()["jobs_processing"]) == (None, None)

@@ -21,10 +21,13 @@ from lipserve.errors import (
     InvalidParameter,
     JobNotDone,
     JobNotFound,
+    LipserveError,
     QueueFull,
+    ServiceBusy,
     StorageForeign,
     StorageFull,
     StorageInUse,
+    TritonUnavailable,
 )
 
 
@@ -36,6 +39,7 @@ class Bench:
         self.workers = Workers("bench", workers, 10)
         self.go = threading.Event()
         self.worked: list[str] = []  # requests' names, in order
+        self.away: list[LipserveError] = []  # what Triton's absence is, one for each attempt that meets it
         self.jobs.register("work", self._work, self.workers)
         self.jobs.start()
 
@@ -48,6 +52,8 @@ class Bench:
             context.report("render", 1, 2)
         if what == "stubborn":
             assert self.go.wait(20)
+        if what == "triton" and self.away:
+            raise self.away.pop()
         if what == "fail":
             raise AudioDamaged("The sound is damaged.", "Send another.")
         if what == "crash":
@@ -270,6 +276,146 @@ def test_an_interrupted_job_is_worked_on_once_more_then_fails(tmp_path: Path, op
     assert bench.worked == ["a"]
     assert not orphan.exists()
     assert (tmp_path / "storage/jobs/somebody's").is_dir()
+
+
+def test_jobs_wait_for_triton_and_lose_nothing(open_bench: Callable[..., Bench]) -> None:
+    bench = open_bench()
+    bench.away.append(TritonUnavailable("Triton is away."))
+    first, second = bench.submit("a", "triton"), bench.submit("b")
+    wait_for(lambda: bench.jobs.paused and bench.jobs.counts() == {"queued": 2, "processing": 0}, 20)
+    assert (bench.jobs.get(first.id).state, bench.jobs.get(first.id).progress) == ("queued", 0.0)
+    third = bench.submit("c")  # accepted all the same
+    time.sleep(0.1)
+    assert bench.worked == ["a"]
+    bench.jobs.resume()
+    assert [bench.ended(job).state for job in (first, second, third)] == ["done"] * 3
+    assert [bench.jobs.get(job.id).attempts for job in (first, second, third)] == [2, 1, 1]
+    assert sorted(bench.worked) == ["a", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("absence", [TritonUnavailable, ServiceBusy])
+def test_a_job_that_triton_does_not_bear_fails_in_the_end(
+    open_bench: Callable[..., Bench], absence: type[LipserveError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.jobs.service.SECONDS_OF_PATIENCE", 0.02)
+    bench = open_bench()
+    bench.away += [absence("Not now.", "Later.")] * 2
+    job = bench.submit("a", "triton")
+    if absence is TritonUnavailable:
+        wait_for(lambda: bench.jobs.paused, 20)
+        bench.jobs.resume()
+    ended = bench.ended(job)
+    assert (ended.state, ended.attempts) == ("failed", 2)
+    assert ended.error == {"kind": absence.kind, "message": "Not now.", "hint": "Later."}
+
+
+def test_what_was_begun_goes_on_while_the_others_wait(open_bench: Callable[..., Bench]) -> None:
+    bench = open_bench()
+    bench.started(first := bench.submit("a", "wait"))
+    second = bench.submit("b")
+    bench.jobs.pause()
+    bench.go.set()
+    assert bench.ended(first).state == "done"  # what was begun goes on
+    bench.close()
+    bench = open_bench()
+    assert bench.ended(second).state == "done"
+
+
+def test_a_cancelled_job_that_could_not_be_written_down_is_still_in_line(
+    open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench()
+    bench.started(bench.submit("a", "wait"))
+    job = bench.submit("b")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.jobs.store, "_write", full_disk)
+        with pytest.raises(StorageFull):
+            bench.jobs.cancel(job.id)
+    bench.go.set()
+    assert bench.ended(job).state == "done"
+
+
+def full_disk() -> None:
+    raise StorageFull("The disk is full.", "")
+
+
+def test_what_is_being_worked_on_can_be_left_alone(open_bench: Callable[..., Bench]) -> None:
+    bench = open_bench()
+    bench.started(first := bench.submit("a", "wait"))
+    second = bench.submit("b")
+    assert bench.jobs.cancel(first.id, begun=False).state == "processing"
+    assert bench.jobs.cancel(second.id, begun=False).state == "cancelled"
+    bench.go.set()
+    assert bench.ended(first).state == "done"
+    assert bench.worked == ["a"]
+
+
+def test_a_time_out_outlasts_a_full_disk(open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.jobs.service.SECONDS_OF_PATIENCE", 0.02)
+    bench = open_bench(timeout=0.2)
+    move, refused = bench.jobs.store.move, ["failed", "failed"]
+
+    def full(job_id: str, state: Any, *arguments: Any, **values: Any) -> Job | None:
+        if state in refused:
+            refused.remove(state)
+            raise StorageFull("The disk is full.", "")
+        return move(job_id, state, *arguments, **values)
+
+    monkeypatch.setattr(bench.jobs.store, "move", full)
+    ended = bench.ended(bench.submit("a", "wait"))
+    assert (ended.state, ended.error and ended.error["kind"], refused) == ("failed", "job_timed_out", [])
+
+
+def test_a_thread_that_cannot_be_had_fails_the_job_and_keeps_nothing(
+    open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench()
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.jobs.service.Timer.start", lambda self: (_ for _ in ()).throw(RuntimeError("no thread")))
+        assert bench.ended(bench.submit("a")).state == "failed"
+    assert bench.ended(bench.submit("b")).state == "done"
+    wait_for(lambda: bench.jobs.counts() == {"queued": 0, "processing": 0}, 20)
+
+
+def test_who_is_told_cannot_undo_an_end(open_bench: Callable[..., Bench]) -> None:
+    bench, told = open_bench(), []
+
+    def broken(job: Job) -> None:
+        raise AttributeError("call_soon_threadsafe")
+
+    bench.jobs.on_end(broken)
+    bench.jobs.on_end(told.append)
+    job = bench.ended(bench.submit("a"))
+    wait_for(lambda: bool(told), 20)
+    assert (job.state, bench.jobs.has_result(job)) == ("done", True)
+
+
+def test_sending_a_result_waits_for_no_write(open_bench: Callable[..., Bench]) -> None:
+    """It is the event loop that holds."""
+    bench = open_bench()
+    job = bench.ended(bench.submit("a"))
+    with bench.jobs._lock, bench.jobs.holding(job.id):
+        assert bench.jobs._is_held(job.id)
+    assert not bench.jobs._is_held(job.id)
+
+
+def test_jobs_of_an_earlier_lipserve_get_the_indexes_of_this_one(
+    open_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    bench = open_bench()
+    bench.ended(bench.submit("a"))
+    bench.close()
+
+    def indexes() -> set[str]:
+        with sqlite3.connect(tmp_path / "storage/jobs.sqlite") as connection:
+            return {name for (name,) in connection.execute("select name from sqlite_master where type = 'index'")}
+
+    made = indexes()
+    with sqlite3.connect(tmp_path / "storage/jobs.sqlite") as connection:
+        connection.execute("drop index ix_jobs_owner_state")
+    assert indexes() == made - {"ix_jobs_owner_state"}
+    open_bench()
+    assert indexes() == made
 
 
 def test_finished_results_survive_a_restart(open_bench: Callable[..., Bench]) -> None:

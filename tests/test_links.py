@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from gateway import links
 from gateway.links import Links
-from lipserve.errors import LinkExpired
+from lipserve.errors import LinkExpired, StorageForeign
 
 PATH = "/jobs/0a1b/result"
 
@@ -38,6 +38,11 @@ def test_a_link_opens_its_path_until_it_expires(at: Callable[[int], None]) -> No
     at(1_000_060)
     with pytest.raises(LinkExpired, match="expired"):
         signer.check(PATH, query)
+    signature = query.split("signature=")[1]
+    for digits in ("000000001000060", "0" * 20 + "1000060", "1000060"):
+        for later in ("", "9", "9" * 20):
+            with pytest.raises(LinkExpired):
+                signer.check(PATH, f"expires={digits}{later}&signature={signature}")
 
 
 def test_a_link_opens_nothing_else(at: Callable[[int], None]) -> None:
@@ -63,6 +68,7 @@ def test_a_link_opens_nothing_else(at: Callable[[int], None]) -> None:
         "expires=1000060&expires=9999999&signature={signature}",
         "expires=1000060&signature={signature}&signature={signature}",
         "expires=9999999&signature={signature}",
+        "expires=000001000060&signature={signature}",
         "expires=-1&signature={signature}",
         "expires=1e9&signature={signature}",
         "expires=%D9%A1&signature={signature}",
@@ -103,3 +109,9 @@ def test_the_secret_is_made_once_and_is_its_owners(tmp_path: Path) -> None:
     assert [f.name for f in folder.iterdir()] == [links.SECRET_FILE]
     assert stat.S_IMODE((folder / links.SECRET_FILE).stat().st_mode) == 0o600
     assert links.secret(tmp_path / "other") != made
+
+
+def test_a_file_without_a_secret_signs_nothing(tmp_path: Path) -> None:
+    (tmp_path / links.SECRET_FILE).write_bytes(b"")
+    with pytest.raises(StorageForeign, match="no secret"):
+        links.secret(tmp_path)

@@ -12,7 +12,7 @@ from gateway.jobs import Job, JobContext, JobService
 from gateway.jobs.store import now
 from gateway.retention import Kept, Retention
 from gateway.work import Workers
-from lipserve.errors import JobNotFound
+from lipserve.errors import JobNotFound, StorageFull
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
 
@@ -46,6 +46,21 @@ def test_what_is_old_goes_and_the_oldest_where_there_is_too_much(
     items: list[tuple[float, int, bool]], gone: list[int]
 ) -> None:
     assert sweep(10, 100, items) == gone
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest() -> None:
+    gone: list[int] = []
+
+    def stuck() -> None:
+        raise PermissionError
+
+    retention = Retention(1, 1e9)
+    old = NOON - timedelta(hours=3)
+    retention.sources.append(
+        lambda: [Kept(old, 1, stuck), Kept(old, 1, lambda: gone.append(1)), Kept(old, 1, lambda: gone.append(2))]
+    )
+    assert retention.sweep(NOON) == 2
+    assert gone == [1, 2]
 
 
 class Bench:
@@ -93,6 +108,24 @@ def test_ended_jobs_go_with_their_files_and_others_stay(bench: Bench, tmp_path: 
     assert {folder.name for folder in (tmp_path / "jobs").iterdir()} == {sent.id, running.id, queued.id}
     assert retention.sweep(now() + timedelta(hours=2)) == 1
     assert {job.id for job in bench.jobs.list(None)} == {running.id, queued.id}
+
+
+def test_a_full_disk_is_made_less_so(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite needs room to delete a row: the files go first, then."""
+    job = bench.done()
+    delete = bench.jobs.store.delete
+
+    def full(job_id: str) -> bool:
+        if (tmp_path / "jobs" / job_id).exists():
+            raise StorageFull("The disk is full.", "")
+        return delete(job_id)
+
+    monkeypatch.setattr(bench.jobs.store, "delete", full)
+    retention = Retention(1, 1e9)
+    retention.sources.append(bench.jobs.kept)
+    assert retention.sweep(now() + timedelta(hours=2)) == 1
+    with pytest.raises(JobNotFound):
+        bench.jobs.get(job.id)
 
 
 def test_the_oldest_results_go_where_there_are_too_many(bench: Bench) -> None:

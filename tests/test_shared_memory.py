@@ -255,10 +255,12 @@ def test_more_batches_than_slots_travel_over_grpc(triton: EmbeddedTriton) -> Non
 
 def test_fifty_batches_leave_nothing(shared: TritonClient) -> None:
     faces_of(shared, 0)
-    before = open_files(), regions(), known(shared)
+    before = regions(), known(shared)
+    files = open_files()
     for seed in range(50):
         faces_of(shared, seed, 1)
-    assert (open_files(), regions(), known(shared)) == before
+    assert (regions(), known(shared)) == before
+    assert open_files() <= files  # other tests' connections may close meanwhile
     assert sent(shared.metrics, "grpc") == 0
 
 

@@ -39,10 +39,12 @@ from lipserve.errors import (
     JobTimedOut,
     LipserveError,
     QueueFull,
+    ServiceBusy,
     StorageFull,
+    TritonUnavailable,
 )
 
-MOST_ATTEMPTS = 2  # of a job whose gateway was killed meanwhile
+MOST_ATTEMPTS = 2  # of a job whose gateway was killed meanwhile, or whose Triton went away
 SECONDS_BETWEEN_REPORTS = 0.3
 SECONDS_OF_PATIENCE = 5.0  # with a store that cannot be written to
 ATTEMPTS_TO_END = 12
@@ -75,13 +77,15 @@ class JobService:
         self._handed: Counter[str] = Counter()  # jobs with the workers of this name: as many as these have, at most
         self._running: dict[str, _Running] = {}
         self._arriving = 0  # jobs whose inputs are being written
-        self._held: Counter[str] = Counter()  # jobs whose files are being sent
+        self._held: Counter[str] = Counter()  # jobs whose files are being sent; has its own lock, never held for long
+        self._held_lock = Lock()
         self._followers = Followers()
         self._listeners: list[Callable[[Job], None]] = []
         self._last_serial = max(
             (int(serial(job.id)[:TIME_DIGITS], 16) for job in self.store.page(None, None, None, 1, None)), default=0
         )
         self._closing = False
+        self._paused = False
         self._lock = Lock()
 
     def register(self, kind: str, handler: Handler, workers: Workers, stages: Mapping[str, float] = ONE_STAGE) -> None:
@@ -104,7 +108,7 @@ class JobService:
             log.info("removed the folder of a job that was never accepted", job_id=name)
         for job in self.store.in_state("processing"):
             if job.attempts < MOST_ATTEMPTS:
-                self._move(job, "queued", stage="", started_at=None)
+                self._move(job, "queued", progress=0.0, stage="", started_at=None)
             else:
                 self._fail(job, Interrupted(f"The service was killed {job.attempts} times while it worked on it.", ""))
         for job in self.store.in_state("queued"):
@@ -112,8 +116,20 @@ class JobService:
                 self._queue.put(self._kinds[job.kind].workers.name, job.id)
             else:
                 self._fail(job, Interrupted(f"This lipserve knows no jobs of the kind {job.kind!r}.", ""))
-        for workers in {kind.workers.name: kind.workers for kind in self._kinds.values()}.values():
-            self._hand_over(workers)
+        self._hand_all_over()
+
+    @property
+    def paused(self) -> bool:
+        """Whether jobs wait although workers are free: Triton is away."""
+        return self._paused
+
+    def pause(self) -> None:
+        """No job is begun until `resume`; those that are being worked on go on."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._hand_all_over()
 
     def stop(self) -> None:
         """No job is begun any more; running ones are cancelled, and will be queued when the workers have ended."""
@@ -200,11 +216,13 @@ class JobService:
             raise InvalidParameter("before is no job's id.", "Give the id of the last job of the page before.")
         return self.store.page(owner, kinds, state, limit, before)
 
-    def cancel(self, job_id: str, owner: str | None = None) -> Job:
-        """The job, cancelled at once; one that had ended before as it is. Its worker stops when it next reports."""
+    def cancel(self, job_id: str, owner: str | None = None, begun: bool = True) -> Job:
+        """The job, cancelled at once; its worker stops when it next reports. One that had ended before stays as it is,
+        and so does, without `begun`, one that is being worked on."""
         job = self.get(job_id, owner)
-        self._queue.remove(self._lane(job), job_id)
-        cancelled = self._move(job, "cancelled", completed_at=now())
+        cancelled = self._move(job, "cancelled", None if begun else ["queued"], completed_at=now())
+        if cancelled is not None:
+            self._queue.remove(self._lane(job), job_id)
         with self._lock:
             running = self._running.get(job_id)
         if cancelled is not None and running is not None:
@@ -241,12 +259,12 @@ class JobService:
     @contextmanager
     def holding(self, job_id: str) -> Iterator[None]:
         """While its files are sent, so that retention leaves them."""
-        with self._lock:
+        with self._held_lock:
             self._held[job_id] += 1
         try:
             yield
         finally:
-            with self._lock:
+            with self._held_lock:
                 self._held[job_id] -= 1
                 if not self._held[job_id]:
                     del self._held[job_id]
@@ -254,13 +272,23 @@ class JobService:
     def kept(self) -> Iterator[Kept]:
         """For retention: ended jobs may go, unless a worker has not let go of them or their files are being sent."""
         for job in self.store.all():
-            in_use = not job.ended or job.id in self._running or self._held[job.id] > 0
+            in_use = not job.ended or job.id in self._running or self._is_held(job.id)
             since = job.completed_at or job.created_at
             yield Kept(since, self.folders.size(job.id), None if in_use else partial(self._retire, job.id))
 
     def _retire(self, job_id: str) -> None:
+        if self._is_held(job_id):  # since just now: next time
+            return
         with suppress(JobNotFound):  # deleted meanwhile
-            self.delete(job_id)
+            try:
+                self.delete(job_id)
+            except StorageFull:  # the row needs room to go, which its files have
+                self.folders.remove(job_id)
+                self.delete(job_id)
+
+    def _is_held(self, job_id: str) -> bool:
+        with self._held_lock:
+            return self._held[job_id] > 0
 
     async def follow(self, job_id: str) -> AsyncIterator[Job]:
         """The job now, then every change until it has ended, or is deleted, or the service stops."""
@@ -295,11 +323,15 @@ class JobService:
 
     # -- a job's way --------------------------------------------------------------------------------------------------
 
+    def _hand_all_over(self) -> None:
+        for workers in {kind.workers.name: kind.workers for kind in self._kinds.values()}.values():
+            self._hand_over(workers)
+
     def _hand_over(self, workers: Workers) -> None:
         """As many jobs as there are workers are theirs; the others stay in the queue."""
         while True:
             with self._lock:
-                if self._closing or self._handed[workers.name] >= workers.count:
+                if self._closing or self._paused or self._handed[workers.name] >= workers.count:
                     return
                 job_id = self._queue.take(workers.name)
                 if job_id is None:
@@ -308,11 +340,14 @@ class JobService:
 
             def work(cancelled: Event, job_id: str = job_id) -> None:
                 try:
-                    self._work(job_id, cancelled)
+                    again = self._paused or self._work(job_id, cancelled)
                 except Exception:
                     log.exception("a job could not be begun; it is queued again", job_id=job_id)
                     cancelled.wait(SECONDS_OF_PATIENCE)
-                    self._queue.put(workers.name, job_id)
+                    again = True
+                try:
+                    if again:
+                        self._queue.put(workers.name, job_id)
                 finally:
                     with self._lock:
                         self._handed[workers.name] -= 1
@@ -323,29 +358,27 @@ class JobService:
             except Cancelled:  # shutting down: it is queued in the store
                 return
 
-    def _work(self, job_id: str, cancelled: Event) -> None:
+    def _work(self, job_id: str, cancelled: Event) -> bool:
+        """Whether the job is to be worked on again."""
         with self._lock:
             if self._closing:
-                return
+                return False
             waiting = self.store.get(job_id)
             if waiting is None:
-                return
+                return False
             job = self.store.move(
                 job_id, "processing", started_at=now(), attempts=waiting.attempts + 1, progress=0.0, stage=""
             )
             if job is None:  # cancelled meanwhile
-                return
+                return False
             self._running[job_id] = _Running(cancelled)
             self._followers.tell(job)
-        timer = Timer(self._timeout, self._time_out, [job, cancelled])
-        timer.daemon = True
-        timer.start()
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             try:
-                self._handle(job, cancelled)
+                ended = self._handle(job, cancelled)
             finally:
-                timer.cancel()
                 self._forget(job_id)
+        return ended is not None and ended.state == "queued" and not self._closing
 
     def _forget(self, job_id: str) -> None:
         with self._lock:
@@ -353,14 +386,18 @@ class JobService:
         if running.removed:
             self.folders.remove(job_id)
 
-    def _handle(self, job: Job, cancelled: Event) -> None:
+    def _handle(self, job: Job, cancelled: Event) -> Job | None:
+        """The job as it is now; None if its end was another's doing."""
         kind, watch = self._kinds[job.kind], Stopwatch()
         context = JobContext(
             job, self.folders.folder(job.id), cancelled, watch, _Reporter(self, job).report, Stages(kind.stages)
         )
         log.info("job started", kind=job.kind, attempt=job.attempts)
+        timer = Timer(self._timeout, self._time_out, [job, cancelled])
+        timer.daemon = True
         ended: Job | None
         try:
+            timer.start()
             self.folders.drop_results(job.id)
             result = kind.handler(context)
             flush(context.folder)
@@ -368,6 +405,8 @@ class JobService:
         except Exception as exc:
             self.folders.drop_results(job.id)
             ended = self._certainly(partial(self._unsuccessful, job, exc))
+        finally:
+            timer.cancel()
         watch.stop()
         if ended is None or ended.state != "done":  # too late: it has timed out, or was cancelled
             self.folders.drop_results(job.id)
@@ -378,6 +417,7 @@ class JobService:
             seconds=round(watch.total, 3),
             stages=watch.rounded(),
         )
+        return ended
 
     def _certainly(self, end: Callable[[], Job | None]) -> Job | None:
         """A job must not stay without an end because the disk is full at that moment."""
@@ -394,6 +434,8 @@ class JobService:
             return self._move(job, "queued", attempts=job.attempts - 1, started_at=None, progress=0.0, stage="")
         if isinstance(exc, Cancelled):
             return self._move(job, "cancelled", completed_at=now())
+        if isinstance(exc, TritonUnavailable | ServiceBusy):
+            return self._without_triton(job, exc)
         if isinstance(exc, LipserveError):
             return self._fail(job, exc)
         if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
@@ -402,25 +444,43 @@ class JobService:
         hint = "This is a defect of lipserve; its log has the details under this job's id."
         return self._fail(job, LipserveError("An unexpected error happened.", hint))
 
+    def _without_triton(self, job: Job, exc: TritonUnavailable | ServiceBusy) -> Job | None:
+        """Queued once more: what Triton is needed for waits for it, unless it is this job that Triton does not bear."""
+        if isinstance(exc, TritonUnavailable):
+            self.pause()
+        if job.attempts >= MOST_ATTEMPTS:
+            return self._fail(job, exc)
+        log.warning("the job is queued again: %s", exc)
+        if isinstance(exc, ServiceBusy):
+            time.sleep(SECONDS_OF_PATIENCE)
+        return self._move(job, "queued", started_at=None, progress=0.0, stage="")
+
     def _time_out(self, job: Job, cancelled: Event) -> None:
         error = JobTimedOut(f"The job took longer than {self._timeout:g} s.", "Raise LIPSERVE_JOB_TIMEOUT_SECONDS.")
-        if self._fail(job, error) is not None:
-            cancelled.set()
+        try:
+            self._certainly(partial(self._fail, job, error))
+        finally:
+            cancelled.set()  # also if another was faster: this attempt is over
 
     def _fail(self, job: Job, error: LipserveError) -> Job | None:
         body = {"kind": error.kind, "message": error.message, "hint": error.hint}
         return self._move(job, "failed", error=body, completed_at=now())
 
-    def _move(self, job: Job, state: JobState, **values: Any) -> Job | None:
+    def _move(
+        self, job: Job, state: JobState, origins: Collection[JobState] | None = None, **values: Any
+    ) -> Job | None:
         """The job in its new state; None if it is at another attempt, or in a state that cannot become this one."""
         attempt = None if state == "cancelled" else job.attempts
         with self._lock:
-            moved = self.store.move(job.id, state, attempt, **values)
+            moved = self.store.move(job.id, state, attempt, origins, **values)
             if moved is not None:
                 self._followers.tell(moved)
         if moved is not None and moved.ended:
             for listener in self._listeners:
-                listener(moved)
+                try:
+                    listener(moved)
+                except Exception:  # the job has ended all the same
+                    log.exception("who is told of ended jobs failed", job_id=moved.id)
         return moved
 
     def note(self, job: Job, stage: str, progress: float) -> None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import JSON, Boolean, Column, Float, Integer, String, Table
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from gateway.jobs.model import TRANSITIONS, Job
+from gateway.jobs.model import STATES, TRANSITIONS, Job
 from lipserve.api import ENDED, JobState
 from lipserve.errors import StorageForeign, StorageFull
 
@@ -50,13 +50,16 @@ jobs = Table(
     Column("started_at", _Time),
     Column("completed_at", _Time, index=True),
     Column("attempts", Integer, nullable=False),
-    Column("owner", String, nullable=False, index=True),
+    Column("owner", String, nullable=False),
     Column("request", JSON, nullable=False),
     Column("result", JSON(none_as_null=True)),
     Column("error", JSON(none_as_null=True)),
     Column("webhook", String),
     Column("webhook_pending", Boolean, nullable=False, index=True),  # its end is still to be told
+    sa.Index("ix_jobs_owner_serial", "owner", "serial"),  # pages of an owner's
+    sa.Index("ix_jobs_owner_state", "owner", "state"),  # an owner's that have not ended
 )
+ACTIVE: tuple[JobState, ...] = ("queued", "processing")
 JOB_COLUMNS = [column for column in jobs.columns if column.name not in ("serial", "webhook_pending")]
 
 
@@ -76,6 +79,8 @@ class JobStore:
                         f"{file} has the schema version {version}, this lipserve knows {SCHEMA_VERSION}.",
                         "Use the version of lipserve that wrote it, or another LIPSERVE_STORAGE_DIR.",
                     )
+                for index in jobs.indexes:
+                    index.create(connection, checkfirst=True)
         except DatabaseError as exc:
             self._engine.dispose()
             hint = "Another program's file? Move it away, or use another LIPSERVE_STORAGE_DIR."
@@ -86,6 +91,11 @@ class JobStore:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def check(self) -> None:
+        """Whether jobs can be read. Raises what the database does."""
+        with self._read() as connection:
+            connection.execute(sa.select(jobs.c.id).limit(1)).first()
 
     def insert(self, job: Job) -> None:
         values = {column.name: getattr(job, column.name) for column in JOB_COLUMNS}
@@ -134,16 +144,24 @@ class JobStore:
 
     def active(self, owner: str) -> int:
         """How many jobs of an owner have not ended."""
-        query = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state.not_in(ENDED))
+        query = sa.select(sa.func.count()).where(jobs.c.owner == owner, jobs.c.state.in_(ACTIVE))
         with self._read() as connection:
             return int(connection.execute(query).scalar_one())
 
-    def move(self, job_id: str, state: JobState, attempt: int | None = None, **values: Any) -> Job | None:
-        """The job in its new state; None if it is in none from which that can be reached, or at another attempt."""
+    def move(
+        self,
+        job_id: str,
+        state: JobState,
+        attempt: int | None = None,
+        origins: Collection[JobState] | None = None,
+        **values: Any,
+    ) -> Job | None:
+        """The job in its new state; None if it is in none from which that can be reached, or in none of `origins`, or
+        at another attempt."""
         values["state"] = state
         if state in ENDED:
             values["webhook_pending"] = jobs.c.webhook.is_not(None)
-        return self._update(job_id, TRANSITIONS[state], attempt, values)
+        return self._update(job_id, TRANSITIONS[state].intersection(origins or STATES), attempt, values)
 
     def progress(self, job_id: str, attempt: int, stage: str, progress: float) -> Job | None:
         """The job; None if it is not being worked on any more."""
