@@ -1,4 +1,6 @@
-"""GET /health, in the form of other self-hosted MuseTalk services: whether it serves, on what, and how busy it is.
+"""What machines ask about this service: health, readiness, metrics.
+
+GET /health has the form of other self-hosted MuseTalk services: whether it serves, on what, and how busy it is.
 
 Asked often and by simple machines: Triton is asked at most once a second, and never waited for longer than LIMIT.
 """
@@ -14,17 +16,25 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.answers import Responses
 from gateway.engine import Engine
 from gateway.jobs import JobService
-from gateway.metrics import sums
-from lipserve.api import Report
+from gateway.metrics import CONTENT_TYPE, sums
+from lipserve.api import Health, Report
 
 FRESH = 1.0  # seconds that an answer of Triton's is good for
 LIMIT = 2.0  # seconds, then Triton counts as away
 ASK_TIMEOUT = 1.0  # seconds, each of two questions
 
-router = APIRouter()
+router = APIRouter(tags=["operation"])
 log = structlog.stdlib.get_logger("gateway")
+
+METRICS: Responses = {
+    200: {
+        "content": {"text/plain": {"example": 'lipserve_requests_total{endpoint="lip_sync",outcome="ok"} 42.0\n'}},
+        "description": "In Prometheus' text format.",
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,33 @@ class TritonWatch:
         except (httpx.HTTPError, ValueError) as exc:
             log.warning("Triton's metrics cannot be read", url=self._metrics_url, reason=str(exc))
             return None
+
+
+@router.get("/health/live")
+def live() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@router.get(
+    "/health/ready", responses={503: {"model": Health, "description": "Not yet, or not now."}}, response_model=Health
+)
+def ready(request: Request) -> Response:
+    """Every model is warm, and Triton is there now; with models loaded on demand: Triton is there now."""
+    engine: Engine = request.app.state.engine
+    if not request.app.state.warm:
+        health = Health(status="not_ready", message="The models are being warmed up.")
+    elif not engine.is_ready():
+        health = Health(status="not_ready", message=f"Triton at {engine.triton.url} does not answer.")
+    else:
+        health = Health(status="ready")
+    return JSONResponse(health.model_dump(), 200 if health.status == "ready" else 503)
+
+
+@router.get("/metrics", response_class=Response, responses=METRICS)
+def metrics(request: Request) -> Response:
+    """Counts and durations for Prometheus."""
+    return Response(request.app.state.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
 
 @router.get("/health", responses={503: {"model": Report, "description": "It does not serve."}}, response_model=Report)

@@ -24,7 +24,7 @@ from lipserve.errors import InvalidParameter, UrlNotAllowed
 SECONDS_BETWEEN_HEARTBEATS = 15
 SECONDS_TO_STOP = 5.0  # that a stream has to end by itself
 
-router = APIRouter()
+router = APIRouter(tags=["jobs"])
 JobId = Annotated[str, PathParameter(examples=["job_00065f0a1b2c3d4e5f60718293a4b5c6"])]
 EVENTS: Responses = {
     200: {

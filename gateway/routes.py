@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import structlog
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 
 from avatar_prep.masks import ParsingMode
@@ -21,14 +21,15 @@ from gateway.engine import DEFAULT_BATCH_SIZE, Engine
 from gateway.inputs import display_name, take_input
 from gateway.job_handlers import sync_request
 from gateway.job_routes import accept_job, require_no_webhook
-from gateway.metrics import CONTENT_TYPE
 from gateway.timing import Stopwatch
-from lipserve.api import AVATAR_INFO, AvatarList, AvatarSummary, Health, JobView
+from lipserve.api import AVATAR_INFO, AvatarList, AvatarSummary, JobView
 from lipserve.avatar import AvatarInfo
 from lipserve.errors import AvatarDamaged, AvatarNotFound
 
-main_calls = APIRouter(route_class=MainCall)
-router = APIRouter()
+TAG = "avatars and lip-sync"
+
+main_calls = APIRouter(tags=[TAG], route_class=MainCall)
+router = APIRouter(tags=[TAG])
 log = structlog.stdlib.get_logger("gateway")
 
 
@@ -38,12 +39,6 @@ PREPARED: Responses = {
 }
 MP4: Responses = {200: {"content": {"video/mp4": {"example": "(H.264 and AAC)"}}, "description": "The finished video."}}
 JPEG: Responses = {200: {"content": {"image/jpeg": {"example": "(a picture)"}}, "description": "A picture."}}
-METRICS: Responses = {
-    200: {
-        "content": {"text/plain": {"example": 'lipserve_requests_total{endpoint="lip_sync",outcome="ok"} 42.0\n'}},
-        "description": "In Prometheus' text format.",
-    }
-}
 AvatarId = Annotated[str, PathParameter(examples=["lucy"])]
 AsJob = Annotated[
     bool,
@@ -221,33 +216,6 @@ def delete_avatar(request: Request, avatar_id: AvatarId) -> None:
     engine.store.delete(avatar_id)
     engine.avatars.forget(avatar_id)
     log.info("avatar deleted", avatar_id=avatar_id)
-
-
-@router.get("/health/live")
-def live() -> Health:
-    """The process answers."""
-    return Health(status="live")
-
-
-@router.get(
-    "/health/ready", responses={503: {"model": Health, "description": "Not yet, or not now."}}, response_model=Health
-)
-def ready(request: Request) -> Response:
-    """Every model is warm, and Triton is there now; with models loaded on demand: Triton is there now."""
-    engine: Engine = request.app.state.engine
-    if not request.app.state.warm:
-        health = Health(status="not_ready", message="The models are being warmed up.")
-    elif not engine.is_ready():
-        health = Health(status="not_ready", message=f"Triton at {engine.triton.url} does not answer.")
-    else:
-        health = Health(status="ready")
-    return JSONResponse(health.model_dump(), 200 if health.status == "ready" else 503)
-
-
-@router.get("/metrics", response_class=Response, responses=METRICS)
-def metrics(request: Request) -> Response:
-    """Counts and durations for Prometheus."""
-    return Response(request.app.state.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
 
 def endpoint_names(*routers: APIRouter) -> set[str]:
