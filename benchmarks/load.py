@@ -111,7 +111,8 @@ def metric(exposition: str, name: str) -> float:
 
 
 @contextmanager
-def started(args: argparse.Namespace, scratch: Path) -> Iterator[Service]:
+def started(args: argparse.Namespace, scratch: Path, **settings: object) -> Iterator[Service]:
+    """`settings`: of the service, beside those of `args`."""
     limits = httpx.Limits(max_connections=None)
     if args.url:
         with httpx.Client(base_url=args.url, timeout=None, limits=limits) as http:
@@ -119,11 +120,13 @@ def started(args: argparse.Namespace, scratch: Path) -> Iterator[Service]:
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    own = {
+    own: dict[str, object] = {
         "AVATARS_DIR": scratch / "avatars",
         "WORK_DIR": scratch / "work",
+        "STORAGE_DIR": scratch / "storage",
         "MAX_AUDIO_SECONDS": max(900, round(60 * args.minutes) + 10),
     }
+    own |= settings
     if args.triton_url:
         own["TRITON_URL"] = args.triton_url
     environment = os.environ | {f"LIPSERVE_{name}": str(value) for name, value in own.items()}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from load import tree
 
 from lipserve.settings import PLAIN_NAMES, PREFIX, Settings
 
@@ -54,7 +55,7 @@ class Service:
 
     def children(self) -> list[int]:
         """Everything the service has started, itself not included: tritonserver and its stubs."""
-        return descendants(self.process.pid)
+        return tree(self.process.pid)[1:]
 
     def triton_pid(self) -> int:
         (pid,) = (pid for pid in self.children() if command_line(pid).split(b"\0")[0].endswith(b"bin/tritonserver"))
@@ -95,19 +96,3 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        parents.setdefault(parent, []).append(int(stat.parent.name))
-    found, open_ = [], [pid]
-    while open_:
-        children = parents.get(open_.pop(), [])
-        found += children
-        open_ += children
-    return found

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from processes import descendants, is_running, wait_for
+from load import tree
+from processes import is_running, wait_for
 
 from lipserve.embedded import EmbeddedTriton, Ports
 from lipserve.errors import ModelsMissing, TritonDidNotStart
@@ -66,7 +67,7 @@ def test_no_orphan_and_no_shared_memory_after_the_parent_is_gone(
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     assert parent.stdout is not None
     triton = int(parent.stdout.readline())
-    family = [*descendants(parent.pid)]
+    family = tree(parent.pid)[1:]
     assert triton in family
     assert len(family) >= 4  # the server and a stub for each of three models
     os.kill(parent.pid, how)
