@@ -12,7 +12,7 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from lipserve.colour import U8, ColourTags, bgr_to_i420
 from lipserve.errors import NotAVideo, VideoTooLarge
@@ -20,6 +20,16 @@ from lipserve.media import MAX_SIDE, VideoReader, too_many_scans
 
 MAX_PICTURE_BYTES = 64_000_000  # 16 bits and four channels of the most pixels, twice
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
+ORIENTATION = 0x0112  # EXIF's tag
+UPRIGHT = {  # by what it says
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # RIFF: also WAV and AVI, told apart by Pillow
 
 
@@ -66,6 +76,17 @@ def open_source(path: Path, fps: int, limits: Limits) -> AbstractContextManager[
     if is_picture(start):
         return nullcontext(StillPictures([path], limits))
     return VideoReader(path, fps, limits.seconds, limits.pixels)
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """As EXIF or XMP say that it is looked at. The tags are read and never written: they may be of any type."""
+    picture.load()  # a PNG may have them behind its pixels
+    try:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # whatever is wrong with the tags, the pixels are good
+        return picture
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return picture if method is None else picture.transpose(method)
 
 
 def _to_rgb(picture: Image.Image) -> U8:
@@ -117,7 +138,7 @@ class StillPictures:
                     )
                 if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:  # MPO: JPEG with a depth map, say
                     raise NotAVideo(f"{name} is an animation.", "Send it as a video, or send one picture.")
-                rgb = _to_rgb(ImageOps.exif_transpose(picture))
+                rgb = _to_rgb(_turned(picture))
         except Image.DecompressionBombError as exc:
             raise VideoTooLarge(
                 f"{name} has far more than {self._limits.pixels} pixels.", "Scale it down first."

@@ -20,7 +20,7 @@ from lipserve.errors import LinkExpired, LipserveError, Unauthorized
 OPEN = re.compile(
     r"/health(/live|/ready)?|/metrics|/docs(/oauth2-redirect)?|/redoc|/openapi\.json|/static-offline-docs/.*"
 )
-DOWNLOAD = re.compile(r"/jobs/[^/]+/result")
+DOWNLOAD = re.compile(r"/jobs/[^/]+/result|/talks/[^/]+/audio")
 CHALLENGE = 'Bearer realm="lipserve", Basic realm="lipserve"'
 
 

@@ -5,7 +5,7 @@ Knows requests and responses; the work itself is in gateway.engine.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -200,7 +200,9 @@ def _webhooks(app: FastAPI, settings: Settings, jobs: JobService) -> Webhooks | 
         return job_view(job, url(job)).model_dump(mode="json")
 
     def talk_body(job: Job) -> dict[str, Any]:
-        return did.talk(job, url(job)).model_dump(mode="json", exclude_none=True)
+        speech = did_routes.speech_path(job) if did_routes.has_speech(jobs, job) else None
+        speech_url = speech and app.state.links.sign(speech, own)
+        return did.talk(job, url(job), speech_url).model_dump(mode="json", exclude_none=True)
 
     webhooks = Webhooks(poster, secret, jobs, body)
     webhooks.bodies[KIND] = talk_body
@@ -246,9 +248,15 @@ def _answer_error(request: Request, exc: Exception) -> JSONResponse:
 
 
 def _error(
-    request: Request, status: int, kind: str, message: str, hint: str, retry_after: int | None = None
+    request: Request,
+    status: int,
+    kind: str,
+    message: str,
+    hint: str,
+    retry_after: int | None = None,
+    problems: Sequence[Any] = (),
 ) -> JSONResponse:
-    """Logged here too, unless the job that failed has logged its answer."""
+    """Logged here too, unless the job that failed has logged its answer. `problems`: what pydantic found in a form."""
     state = request.state
     request.app.state.metrics.error(kind)
     headers = {"x-request-id": state.request_id, **getattr(state, "seconds_headers", {})}
@@ -262,7 +270,8 @@ def _error(
         log.info("%s %s refused: %s %s: %s", request.method, request.url.path[:200], status, kind, message[:500])
     message, hint = (text.encode(errors="replace").decode() for text in (message, hint))  # lone surrogates out of JSON
     if did.speaks(request.url.path):
-        answer = did.error(status, kind, message, hint, {"request_id": state.request_id})
+        own = {"request_id": state.request_id}
+        answer = did.invalid(kind, problems, own) if problems else did.error(status, kind, message, hint, own)
         return JSONResponse(answer.model_dump(), did.status(status), headers)
     return JSONResponse(
         {"kind": kind, "message": message, "hint": hint, "request_id": state.request_id}, status, headers
@@ -286,7 +295,8 @@ def _answer_invalid(request: Request, exc: Exception) -> JSONResponse:
     where = ".".join(str(part) for part in first["loc"][1:])
     given = exc.body if isinstance(exc.body, Mapping) else {}
     log_refused_call(request, {name: value for name, value in given.items() if isinstance(value, str)})
-    return _answer_error(request, InvalidParameter(f"{where}: {first['msg']}.", "See /docs for the parameters."))
+    message, hint = f"{where}: {first['msg']}.", "See /docs for the parameters."
+    return _error(request, InvalidParameter.status, InvalidParameter.kind, message, hint, problems=exc.errors())
 
 
 def _answer_unexpected(request: Request, exc: Exception) -> JSONResponse:

@@ -1,5 +1,8 @@
 """Refuses request bodies over a size, by their announced length or as soon as they have grown past it, and ones that
-stop coming."""
+stop coming.
+
+Only forms with files in them may be large: they go to the disk, all other bodies are read in memory and at once.
+"""
 
 import asyncio
 
@@ -9,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lipserve.errors import LipserveError, PayloadTooLarge, UploadStalled
 
 IDLE_SECONDS = 30.0  # between two parts of a body
+MAX_PLAIN = 2_000_000  # bytes of a body that has no files in it
+WITH_FILES = b"multipart/form-data"
 
 
 class BodyLimit:
@@ -21,15 +26,15 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+        announced, refusal = _header(scope, b"content-length"), self._refusal(scope)
         read, complete = 0, False
 
         async def limited() -> Message:
             nonlocal read, complete
             if complete:  # what comes now is the disconnect, whenever that is
                 return await receive()
-            if announced.isdigit() and int(announced) > self._max_bytes:
-                raise too_large(self._max_bytes)
+            if announced.isdigit() and int(announced) > refusal.most:
+                raise refusal
             try:
                 message = await asyncio.wait_for(receive(), IDLE_SECONDS)
             except asyncio.TimeoutError as exc:
@@ -37,11 +42,18 @@ class BodyLimit:
             if message["type"] == "http.request":
                 complete = not message.get("more_body", False)
                 read += len(message.get("body", b""))
-                if read > self._max_bytes:
-                    raise too_large(self._max_bytes)
+                if read > refusal.most:
+                    raise refusal
             return message
 
         await self._app(scope, limited, send)
+
+    def _refusal(self, scope: Scope) -> "TooLarge":
+        """What to raise if it is more than its `most`."""
+        kind = _header(scope, b"content-type").partition(b";")[0].strip().lower()
+        if kind == WITH_FILES or self._max_bytes <= MAX_PLAIN:
+            return TooLarge(self._max_bytes, "Send a smaller file, or raise LIPSERVE_MAX_UPLOAD_MB.")
+        return TooLarge(MAX_PLAIN, "Send sounds and pictures as files: POST /audios and /images take them.")
 
 
 class BodyRefused(HTTPException):
@@ -52,6 +64,14 @@ class BodyRefused(HTTPException):
         self.error = error
 
 
-def too_large(max_bytes: int) -> BodyRefused:
-    message = f"The request is larger than {max_bytes / 1e6:.0f} MB."
-    return BodyRefused(PayloadTooLarge(message, "Send a smaller file, or raise LIPSERVE_MAX_UPLOAD_MB."))
+class TooLarge(BodyRefused):
+    """`most`: bytes that would have been taken."""
+
+    def __init__(self, most: int, hint: str) -> None:
+        super().__init__(PayloadTooLarge(f"The request is larger than {most / 1e6:.0f} MB.", hint))
+        self.most = most
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """The first of that name, as the application reads it; empty if there is none."""
+    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")

@@ -7,16 +7,18 @@ from typing import Annotated, Any
 import structlog
 from fastapi import APIRouter, Query, Request, Response, UploadFile
 from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
 from gateway import did
-from gateway.answers import did_errors
+from gateway.answers import Responses, did_errors
 from gateway.job_routes import owner_of, result_url
 from gateway.jobs import Job, JobService
-from gateway.talks import KIND, Talks
+from gateway.talks import KIND, SPEECH, Talks
 from gateway.uploads import Uploads
-from lipserve.errors import JobNotDone, JobNotFound, LipserveError
-from lipserve.media import SoundReader
+from lipserve.errors import InvalidParameter, JobNotDone, JobNotFound, LipserveError
+from lipserve.media import SoundReader, media_type
 from lipserve.talk_api import Created, Talk, TalkList, UploadedAudio, UploadedImage
 
 
@@ -28,17 +30,32 @@ class OrderRoute(APIRoute):
 
         async def refuse_or_handle(request: Request) -> Response:
             request.app.state.talks.require_room()
+            self.check(request)
             return await handle(request)
 
         return refuse_or_handle
 
+    def check(self, request: Request) -> None:
+        """What can be said of a request before its body is read."""
 
-orders = APIRouter(tags=["D-ID compatible"], route_class=OrderRoute)
+
+class JsonOrderRoute(OrderRoute):
+    def check(self, request: Request) -> None:
+        """A form may be large since it goes to the disk; here it would be read into memory, and then refused."""
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            raise InvalidParameter("A talk is ordered as JSON.", "Send it as application/json.")
+
+
+orders = APIRouter(tags=["D-ID compatible"], route_class=JsonOrderRoute)
 router = APIRouter(tags=["D-ID compatible"])
 log = structlog.stdlib.get_logger("gateway")
 
 TalkId = Annotated[str, PathParameter(examples=["tlk_00064412b5c5a1d2e3f405162738495a"])]
 UPLOADED = did_errors(408, 413, 507)
+SOUND: Responses = {
+    code: {"content": {"audio/wav": {"example": "(16 bits)"}}, "description": what}
+    for code, what in ((200, "The speech."), (206, "The parts of it that Range asks for."))
+}
 
 
 @orders.post("/talks", responses=did_errors(404, 408, 409, 413, 507), status_code=201)
@@ -52,6 +69,54 @@ def create_talk(request: Request, talk: did.CreateTalk) -> Created:
 def show_talk(request: Request, talk_id: TalkId) -> Talk:
     """One talk: its status, and its result_url once that is `done`."""
     return _shown(request, find(request, talk_id))
+
+
+@router.get("/talks/{talk_id}/audio", responses={**did_errors(403, 404, 416), **SOUND}, response_class=FileResponse)
+def talk_audio(request: Request, talk_id: TalkId) -> FileResponse:
+    """What a talk's text became: with the key that ordered it, or by the signed link that the talk shows."""
+    jobs: JobService = request.app.state.jobs
+    return TalkSpeech(jobs, jobs.get(talk_id, None if request.state.signed_path else owner_of(request)))
+
+
+# What players ask first. Not described: FastAPI gives both methods one operation id.
+router.add_api_route("/talks/{talk_id}/audio", talk_audio, methods=["HEAD"], include_in_schema=False)
+
+
+class TalkSpeech(FileResponse):
+    """Ranges included. Raises JobNotFound. Retention leaves it while it is sent."""
+
+    def __init__(self, jobs: JobService, job: Job) -> None:
+        file = _speech(jobs, job)
+        if not file.is_file():
+            raise JobNotFound("There is no speech of this talk.", "Only a text has one, once it is spoken.")
+        headers = {"cache-control": "private"}  # a key that comes as X-API-Key says nothing to shared caches
+        super().__init__(file, headers=headers, media_type=media_type(file, "audio"), filename=f"{job.id}.wav")
+        self._jobs, self._job_id = jobs, job.id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._jobs.holding(self._job_id):
+            await super().__call__(scope, receive, send)
+
+
+def speech_url(request: Request, job: Job) -> str | None:
+    """A signed link to what the talk's text became; None if it has none, or none yet."""
+    if not has_speech(request.app.state.jobs, job):
+        return None
+    url: str = request.app.state.links.result_url(request, speech_path(job))
+    return url
+
+
+def speech_path(job: Job) -> str:
+    return f"/talks/{job.id}/audio"
+
+
+def has_speech(jobs: JobService, job: Job) -> bool:
+    """Whether it has a text that was spoken."""
+    return _speech(jobs, job).is_file()
+
+
+def _speech(jobs: JobService, job: Job) -> Path:
+    return jobs.folders.folder(job.id) / SPEECH
 
 
 @router.get("/talks", responses=did_errors(), response_model_exclude_none=True)
@@ -71,11 +136,9 @@ def list_talks(
 def delete_talk(request: Request, talk_id: TalkId) -> Talk:
     """Delete a talk and its video; answers what it was. One that is being made is 409."""
     jobs: JobService = request.app.state.jobs
-    job = find(request, talk_id)
-    if job.state == "processing":
+    job = jobs.cancel(find(request, talk_id).id, owner_of(request), begun=False)
+    if not job.ended:
         raise JobNotDone("The talk is being made.", "Wait until it is done, or cancel it: DELETE /jobs/{id}.")
-    if job.state == "queued":
-        job = jobs.cancel(job.id, job.owner)
     jobs.delete(job.id, job.owner)
     log.info("talk deleted", job_id=job.id)
     return did.talk(job, None)
@@ -118,7 +181,7 @@ def _seconds(file: Path, most: float) -> float:
 
 
 def _shown(request: Request, job: Job) -> Talk:
-    return did.talk(job, result_url(request, job))
+    return did.talk(job, result_url(request, job), speech_url(request, job))
 
 
 def _uploads(request: Request) -> Uploads:

@@ -1,10 +1,11 @@
-"""Fetches URLs that strangers name, and posts to them: only from the public internet, in bounded time and size.
+"""Fetches URLs that strangers name, and sends to them: only to and from the public internet, in bounded time and size.
 
 Which URLs and addresses those are stands in gateway.urls. Here a name is resolved once for a connection, every address
 of the answer is checked, and the connection goes to an address that was checked; TLS still proves the name. No proxy,
 cookie or credential takes part. The only module that imports httpcore.
 """
 
+import os
 import socket
 import ssl
 import time
@@ -29,11 +30,13 @@ REDIRECTS = (301, 302, 303, 307, 308)
 CONNECT_SECONDS = 10.0  # for one address, and for TLS after it
 MAX_ADDRESSES = 4  # of a name that are tried
 SLICE = 0.25  # seconds between two looks at whether somebody still waits
-MAX_ANSWER = 2**16  # bytes of an answer to `post` that are read before it is thrown away
+MAX_ANSWER = 2**16  # bytes of an answer to what was sent that are read before it is thrown away
+PIECE = 2**16  # bytes sent at once
 
 _HINT = "Check the URL in a browser, or upload the file."
 
 Resolver = Callable[[str, int], list[str]]  # host, port: its addresses; raises socket.gaierror
+Sent = Callable[[int, int], None]  # bytes, of so many
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,20 @@ class UrlFetcher:
         """Send `body`; the answer's status. No redirect is followed. Raises UrlNotAllowed or FetchFailed."""
         where, clock = self._location(url), _Clock(self._seconds, None)
         with self._request("POST", where, clock, headers, body) as response:
-            read = 0
-            with suppress(FetchFailed), _translated(clock):
-                for chunk in response.iter_stream():
-                    read += len(chunk)
-                    if read > MAX_ANSWER:
-                        break
-            return int(response.status)
+            return _status(response, clock)
+
+    def put(self, url: str, file: Path, headers: Mapping[str, str], sent: Sent, cancelled: Event | None = None) -> int:
+        """Send a file, piece by piece; the answer's status. No redirect is followed. `sent` is called with the bytes
+        that are on their way and those of the file, and may raise. Blocks for at most the settings' seconds.
+
+        Raises UrlNotAllowed, FetchFailed or Cancelled.
+        """
+        where, clock = self._location(url), _Clock(self._seconds, cancelled)
+        with file.open("rb") as body:
+            size = os.fstat(body.fileno()).st_size
+            announced = {**headers, "content-length": str(size)}  # stores that sign URLs take no chunks
+            with self._request("PUT", where, clock, announced, _pieces(body, size, sent)) as response:
+                return _status(response, clock)
 
     def _location(self, url: str) -> Location:
         if not self._on:
@@ -96,7 +106,12 @@ class UrlFetcher:
 
     @contextmanager
     def _request(
-        self, method: str, where: Location, clock: "_Clock", headers: Mapping[str, str], body: bytes | None = None
+        self,
+        method: str,
+        where: Location,
+        clock: "_Clock",
+        headers: Mapping[str, str],
+        body: bytes | Iterator[bytes] | None = None,
     ) -> Iterator[httpcore.Response]:
         """One request on a connection of its own. Raises UrlNotAllowed, FetchFailed or Cancelled, in the block, too."""
         network = _CheckedNetwork(where, clock, self._resolve, self._network)
@@ -203,8 +218,8 @@ class _TimedStream(httpcore.NetworkStream):
                 return self._stream.read(max_bytes, limit)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), MAX_ANSWER):  # small pieces, each with the clock's leave
-            self._stream.write(buffer[start : start + MAX_ANSWER], self._clock.left(CONNECT_SECONDS))
+        for start in range(0, len(buffer), PIECE):  # small pieces, each with the clock's leave
+            self._stream.write(buffer[start : start + PIECE], self._clock.left(CONNECT_SECONDS))
 
     def close(self) -> None:
         self._stream.close()
@@ -234,6 +249,25 @@ def _translated(clock: _Clock) -> Iterator[None]:
         raise FetchFailed("The connection to the URL's server broke.", _HINT) from exc
     except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as exc:
         raise FetchFailed("The URL's server did not answer in proper HTTP, or not to the end.", _HINT) from exc
+
+
+def _pieces(body: BinaryIO, size: int, sent: Sent) -> Iterator[bytes]:
+    done = 0
+    while piece := body.read(PIECE):
+        yield piece
+        done += len(piece)
+        sent(done, size)
+
+
+def _status(response: httpcore.Response, clock: _Clock) -> int:
+    """Of an answer to what was sent; what it says is of no interest."""
+    read = 0
+    with suppress(FetchFailed), _translated(clock):
+        for chunk in response.iter_stream():
+            read += len(chunk)
+            if read > MAX_ANSWER:
+                break
+    return int(response.status)
 
 
 def _received(response: httpcore.Response, target: Path, max_bytes: int) -> int:

@@ -1,8 +1,9 @@
 """The endpoints that self-hosted MuseTalk services have: a form in, an id to poll. The same talks as gateway.did's."""
 
+from contextlib import ExitStack
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
 from avatar_prep.source import is_picture
 from gateway.answers import SENT, errors
@@ -41,16 +42,27 @@ def generate_video(
     source_url: Annotated[
         str | None, Form(max_length=MAX_URL, description="http(s), or what /upload-source-image gave.", examples=[FACE])
     ] = None,
-    audio_data: Annotated[UploadFile | None, "Instead of audio_url: the sound itself."] = None,
-    source_image: Annotated[UploadFile | None, "Instead of source_url: the picture or clip itself."] = None,
+    audio_data: Annotated[UploadFile | None, File(description="The sound itself. It wins over audio_url.")] = None,
+    source_image: Annotated[
+        UploadFile | None, File(description="The picture or clip itself. It wins over source_url.")
+    ] = None,
 ) -> Submitted:
     """Order a talk. It is made when its turn comes: ask /talk-status/{id}."""
     talks: Talks = request.app.state.talks
-    _require_one(audio_url=audio_url, audio_data=audio_data)
-    _require_one(source_url=source_url, source_image=source_image)
-    source = source_url or _keep_source(request, source_image).url
-    audio = audio_url or _keep(request, "audio", audio_data).url
-    job = talks.submit(TalkOrder(source_url=source, audio_url=audio), owner_of(request), None)
+    audio_file, source_file = _sent(audio_data), _sent(source_image)
+    _require("audio_url", audio_url, "audio_data", audio_file)
+    _require("source_url", source_url, "source_image", source_file)
+    uploads: Uploads = request.app.state.uploads
+    with ExitStack() as stack:  # the job has its own links to what is kept here; nobody else knows its ids
+        if source_file is not None:
+            kept = _keep_source(request, source_file)
+            stack.callback(uploads.remove, kept)
+            source_url = kept.url
+        if audio_file is not None:
+            kept = _keep(request, "audio", audio_file)
+            stack.callback(uploads.remove, kept)
+            audio_url = kept.url
+        job = talks.submit(TalkOrder(source_url=source_url or "", audio_url=audio_url), owner_of(request), None)
     return Submitted(id=job.id, status=STATUSES[job.state], created_at=job.created_at)
 
 
@@ -90,22 +102,24 @@ def status(job: Job, url: str | None) -> TalkStatus:
     )
 
 
-def _require_one(**given: str | UploadFile | None) -> None:
-    first, second = given
-    if sum(bool(value) for value in given.values()) != 1:
-        raise InvalidParameter(f"Exactly one of {first} and {second} must be given.", f"Send {first}, or {second}.")
+def _sent(file: UploadFile | None) -> UploadFile | None:
+    """None also for what browsers send for a file field that was left empty; not every FastAPI does so itself."""
+    return None if file is None or not (file.filename or file.size) else file
 
 
-def _keep_source(request: Request, file: UploadFile | None) -> Upload:
+def _require(url_name: str, url: str | None, file_name: str, file: UploadFile | None) -> None:
+    if not url and file is None:
+        raise InvalidParameter(f"{url_name} and {file_name} are both missing.", f"Send {url_name}, or {file_name}.")
+
+
+def _keep_source(request: Request, file: UploadFile) -> Upload:
     """A picture or a clip, as its first bytes say."""
-    assert file is not None
     start = file.file.read(12)
     file.file.seek(0)
     return _keep(request, "image" if is_picture(start) else "video", file)
 
 
-def _keep(request: Request, what: What, file: UploadFile | None) -> Upload:
-    assert file is not None
+def _keep(request: Request, what: What, file: UploadFile) -> Upload:
     uploads: Uploads = request.app.state.uploads
     return uploads.keep(what, file.file, file.filename or "", owner_of(request))
 

@@ -12,10 +12,12 @@ from typing import Any
 from wave import Wave_write
 from wave import open as open_wave
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from avatar_prep.prepare import Progress
 from gateway.avatars import AvatarCache
+from gateway.delivery import deliver
 from gateway.engine import Engine, SyncRequest
 from gateway.fetching import UrlFetcher
 from gateway.jobs import Job, JobContext, JobService
@@ -30,13 +32,16 @@ from lipserve.settings import Settings
 
 KIND = "talk"
 PREFIX = "tlk_"
-STAGES = {"fetch": 1.0, "speech": 1.0, "prepare": 3.0, "render": 10.0}  # and the share of the time each takes
+STAGES = {"fetch": 1.0, "speech": 1.0, "prepare": 3.0, "render": 10.0, "deliver": 1.0}  # and the share of the time
 PREPARING = {"decode": (0.0, 0.1), "faces": (0.1, 0.5), "encode": (0.6, 0.4)}  # where in `prepare`, and how long
 AVATAR_URL = "lipserve://avatars/"
 KEPT_SOURCE, KEPT_AUDIO = "source", "audio"  # uploads, in the job's folder: they may be gone when its turn comes
 FETCHED_SOURCE, SPOKEN = ".source", ".speech"  # begin with a dot: scratch
+SPEECH = "speech.wav"  # what a text became, in the job's folder: it stays there
 SOURCES: tuple[What, ...] = ("image", "video")
 AUDIOS: tuple[What, ...] = ("audio", "video")
+
+log = structlog.stdlib.get_logger("gateway")
 
 
 class TextOrder(BaseModel):
@@ -46,6 +51,7 @@ class TextOrder(BaseModel):
     voice: str = ""
     language: str = ""
     ssml: bool = False
+    own_voice: bool = False  # `voice` is none that is known here: the service's own speaks
 
     def said(self) -> Text:
         """Raises InvalidParameter."""
@@ -62,6 +68,7 @@ class TalkOrder(BaseModel):
     text: TextOrder | None = None
     silence: float | None = None  # seconds
     pad_audio: float = 0.0  # seconds of silence after it
+    result_url: str | None = None  # http(s): the finished video is sent there, too
     shown: dict[str, Any] = Field(default_factory=dict)  # what the caller gets to see again, and we make nothing of
 
 
@@ -101,9 +108,10 @@ class Talks:
     def submit(self, order: TalkOrder, owner: str, webhook: str | None) -> Job:
         """Checks what can be checked at once, and queues. Raises InvalidParameter, UrlNotAllowed, UploadNotFound,
         AvatarNotFound, SpeechUnavailable or QueueFull."""
-        self._check_speech(order)
-        if webhook:
-            self._fetcher.check(webhook)
+        order = self._checked_speech(order)
+        for url in (webhook, order.result_url):
+            if url:
+                self._fetcher.check(url)
         if order.source_url.startswith(AVATAR_URL):
             self._engine.store.version(order.source_url.removeprefix(AVATAR_URL))
         kept = {KEPT_SOURCE: self._upload("source_url", order.source_url, SOURCES, owner)}
@@ -117,7 +125,8 @@ class Talks:
 
         return self._jobs.submit(KIND, order.model_dump(), owner, fill=fill, webhook=webhook or None, prefix=PREFIX)
 
-    def _check_speech(self, order: TalkOrder) -> None:
+    def _checked_speech(self, order: TalkOrder) -> TalkOrder:
+        """With a note, if its text is spoken by another voice than it names."""
         if (order.audio_url is None) + (order.text is None) + (order.silence is None) != 2:
             raise InvalidParameter("Exactly one sound or text must be given.", "Give audio, or a text.")
         if order.audio_url is not None and order.audio_url.startswith(AVATAR_URL):
@@ -130,7 +139,12 @@ class Talks:
             length, most_chars = len(order.text.text), self._settings.max_text_chars
             if length > most_chars:
                 raise InvalidParameter(f"The text has {length} characters.", f"At most {most_chars} are spoken.")
-            self._voice.check(order.text.said())
+            said = order.text.said()
+            self._voice.check(said)
+            if not self._voice.has(said):
+                log.info("a voice is not known here; the service's own speaks", voice=said.voice)
+                return order.model_copy(update={"text": order.text.model_copy(update={"own_voice": True})})
+        return order
 
     def _upload(self, field: str, url: str, allowed: tuple[What, ...], owner: str) -> Path | None:
         """The upload's file; None if it is somewhere else, of which what can be said at once is checked."""
@@ -160,7 +174,11 @@ class Talks:
             watch.lap("speech")
             context.report("prepare", 0, 1)
             with self._avatar(order, source, context) as (avatar_id, avatars):
-                return self._render(SyncRequest(avatar_id, pad_seconds=order.pad_audio), audio, avatars, context)
+                result = self._render(SyncRequest(avatar_id, pad_seconds=order.pad_audio), audio, avatars, context)
+            if order.result_url is not None:
+                self._deliver(order.result_url, context)
+                watch.lap("deliver")
+            return result
         finally:
             for name in (FETCHED_SOURCE, SPOKEN):
                 (context.folder / name).unlink(missing_ok=True)
@@ -177,10 +195,16 @@ class Talks:
             return self._fetched(order.audio_url, KEPT_AUDIO, SPOKEN, context)
         if order.text is not None:
             self._voice.say(order.text.said(), target, context.cancelled)
-        else:
-            assert order.silence is not None
-            write_silence(target, order.silence)
+            return target.replace(context.folder / SPEECH)
+        assert order.silence is not None
+        write_silence(target, order.silence)
         return target
+
+    def _deliver(self, url: str, context: JobContext) -> None:
+        def sent(done: int, size: int) -> None:
+            context.report("deliver", done, size)
+
+        deliver(self._fetcher, url, context.folder / RESULT, sent, context.cancelled)
 
     def _fetched(self, url: str, kept: str, target: str, context: JobContext) -> Path:
         """From the job's folder, if it was an upload."""

@@ -365,7 +365,8 @@ def _error(answer: httpx.Response) -> LipserveError:
         except ValidationError:
             message = f"The answer is {answer.status_code} {answer.reason_phrase}, and not lipserve's."
             return ServiceError(message, "Is it lipserve's address?", retry_after, answer.status_code)
-        body = ErrorBody(kind=did.details.get("kind", did.kind), message=did.description, hint="", request_id="")
+        problems = " ".join(f"{where}: {problem}." for where, problem in did.problems.items())
+        body = ErrorBody(kind=did.our_kind, message=problems or did.description, hint="", request_id="")
     known = by_kind().get(body.kind)
     if known is None:
         return ServiceError(body.message, body.hint, retry_after, answer.status_code, body.kind)
@@ -411,9 +412,9 @@ def _opened(given: Mapping[str, File | None]) -> Iterator[dict[str, tuple[str, B
 
 
 def _form(data: Mapping[str, object]) -> dict[str, str]:
-    """What was given, as text."""
-    texts = {name: str(value) for name, value in data.items() if value is not None}
-    return {name: text.lower() if text in ("True", "False") else text for name, text in texts.items()}
+    """What was given, as text; booleans as JSON writes them."""
+    given = {name: value for name, value in data.items() if value is not None}
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
 
 
 def _id(job: AnyJob) -> str:

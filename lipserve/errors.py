@@ -15,6 +15,7 @@ LipserveError                       500  internal
 ├── JobTimedOut                     504  job_timed_out
 ├── Interrupted                     500  interrupted
 ├── FetchFailed                     422  fetch_failed
+├── DeliveryFailed                  422  delivery_failed
 ├── SpeechUnavailable               503  speech_unavailable
 ├── StorageInUse                    503  storage_in_use
 ├── StorageForeign                  503  storage_foreign
@@ -137,6 +138,11 @@ class Interrupted(LipserveError):
 class FetchFailed(LipserveError):
     status = 422
     kind = "fetch_failed"
+
+
+class DeliveryFailed(LipserveError):
+    status = 422
+    kind = "delivery_failed"
 
 
 class SpeechUnavailable(LipserveError):

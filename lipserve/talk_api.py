@@ -1,7 +1,7 @@
 """Talks, as both talk APIs answer them: D-ID's, and that of self-hosted MuseTalk services."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -39,6 +39,12 @@ _SUBMITTED = {"id": _ID, "status": "queued", "result_url": None, "created_at": "
 # -- D-ID's -----------------------------------------------------------------------------------------------------------
 
 
+class Problem(BaseModel):
+    """What is wrong with one part of a request."""
+
+    message: str
+
+
 class DidError(BaseModel):
     """Every error's answer below /talks, /images and /audios."""
 
@@ -47,12 +53,34 @@ class DidError(BaseModel):
             "kind": "NotFoundError",
             "description": "There is no such job. GET /jobs lists them.",
             "details": {"kind": "job_not_found", "request_id": "d0c5"},
-        }
+        },
+        {
+            "kind": "ValidationError",
+            "description": "validation failed",
+            "details": {
+                "kind": "invalid_parameter",
+                "request_id": "d0c5",
+                "body.script": {"message": "Field required"},
+            },
+        },
     )
 
     kind: str
     description: str
-    details: dict[str, str] = Field(description="With our own kind, and the request_id.")
+    details: dict[str, str | Problem] = Field(
+        description="Our own kind, and the request_id; of a ValidationError also what is wrong, by where it is."
+    )
+
+    @property
+    def our_kind(self) -> str:
+        """Theirs, if there is none of ours."""
+        found = self.details.get("kind")
+        return found if isinstance(found, str) else self.kind
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is wrong, by where it is."""
+        return {where: told.message for where, told in self.details.items() if isinstance(told, Problem)}
 
 
 class Created(BaseModel):
@@ -80,7 +108,9 @@ class Talk(Created):
 
     user_id: str
     source_url: str
-    audio_url: str | None = Field(None, description="Of an audio script.")
+    audio_url: str | None = Field(
+        None, description="Of an audio script; of a text's speech, once it is spoken: signed, as result_url is."
+    )
     result_url: str | None = Field(None, description="The mp4: signed, and good for a limited time.")
     started_at: str | None = None
     modified_at: str
@@ -88,6 +118,11 @@ class Talk(Created):
     metadata: Metadata | None = None
     user_data: str | None = None
     name: str | None = None
+    config: dict[str, Any] | None = Field(None, description="As it was read.")
+    webhook: str | None = None
+    ignored: list[str] | None = Field(
+        None, description="Fields of the order that made no difference, such as script.provider.voice_config."
+    )
     error: DidError | None = None
 
 

@@ -40,6 +40,7 @@ NAMES = (
     b"IHDR IDAT PLTE tRNS iCCP eXIf zTXt IEND fLaC OggS OpusHead OpusTags ID3 Xing LAME Exif"
 ).split()
 EBML = [bytes.fromhex(name) for name in ("1a45dfa3", "18538067", "1549a966", "1654ae6b", "1f43b675", "a3", "e0", "ba")]
+FLAC_FIXED, FLAC_OWN_RATE = 0xF8, 0x7D  # second and third byte of a frame: fixed size; 16 bits of each size and rate
 JPEG = (b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xdd", b"\xff\xe1")
 
 
@@ -48,6 +49,7 @@ def seeds(folder: Path) -> dict[str, bytes]:
     found = _pictures()
     for suffix in (".wav", ".mp3", ".m4a", ".ogg", ".flac"):
         found[f"sound{suffix}"] = write_sound(folder / f"a{suffix}", tone(0.25), 16000).read_bytes()
+    found["sound-own-rate.flac"] = flac(48_000, [16_000, 44_100, 16_000], 2_000)
     for suffix, codec in ((".aac", "aac"), (".webm", "libopus"), (".mka", "flac")):
         found[f"sound{suffix}"] = coded_sound(folder / f"a{suffix}", codec).read_bytes()
     write_clip(folder / "a.mp4", numbered(6), 25, Sound(tone(0.24), 16000))
@@ -55,6 +57,30 @@ def seeds(folder: Path) -> dict[str, bytes]:
     for suffix, codec in ((".mov", "libx264"), (".webm", "libvpx-vp9"), (".mkv", "libvpx"), (".avi", "mpeg4")):
         found[f"video{suffix}"] = write_video(folder / f"a{suffix}", frames_of(numbered(6)), codec=codec).read_bytes()
     return found
+
+
+def flac(declared: int, rates: list[int], samples: int = 65_535) -> bytes:
+    """Mono frames of a level each, a byte or two of sound a frame, which claim rates (Hz) of their own; the file says
+    `declared`. `samples` in each frame."""
+    info = struct.pack(">HH6x", samples, samples) + (declared << 44 | 15 << 36).to_bytes(8, "big") + bytes(16)
+    frames = [_flac_frame(index, rate, samples, 500 * index) for index, rate in enumerate(rates)]
+    return b"fLaC\x80\x00\x00\x22" + info + b"".join(frames)
+
+
+def _flac_frame(index: int, rate: int, samples: int, level: int) -> bytes:
+    head = struct.pack(">BBBBBHH", 0xFF, FLAC_FIXED, FLAC_OWN_RATE, 0x08, index, samples - 1, rate)
+    body = head + bytes([crc(head, 0x07, 8)]) + struct.pack(">Bh", 0, level)
+    return body + crc(body, 0x8005, 16).to_bytes(2, "big")
+
+
+def crc(data: bytes, polynomial: int, bits: int) -> int:
+    """As FLAC has them: the highest bit first, beginning with 0."""
+    value, mask = 0, (1 << bits) - 1
+    for byte in data:
+        value ^= byte << (bits - 8)
+        for _ in range(8):
+            value = (value << 1 ^ (polynomial if value >> (bits - 1) else 0)) & mask
+    return value
 
 
 def coded_sound(file: Path, codec: str, seconds: float = 0.25) -> Path:
@@ -75,6 +101,7 @@ def _pictures() -> dict[str, bytes]:
     picture = Image.fromarray(np.ascontiguousarray(smooth(48, 32)[..., ::-1]))
     exif = Image.Exif()
     exif[0x0112] = 6
+    exif[0x0131] = "a camera"  # Software: its type and length may be spoilt, too
     options: dict[str, dict[str, object]] = {
         "picture.png": {"format": "PNG"},
         "picture.jpg": {"format": "JPEG", "exif": exif},
@@ -94,7 +121,7 @@ def mutated(content: bytes, others: list[bytes], rng: random.Random) -> tuple[by
     """A file made of `content`, and what was done to it."""
     data, done = bytearray(content), []
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        change = rng.choice((flip, flip_many, cut, cut_out, repeat, splice, number, number, size, size, overwrite))
+        change = rng.choice(CHANGES)
         done.append(change.__name__)
         change(data, others, rng)
     return bytes(data), "+".join(done)
@@ -161,3 +188,16 @@ def _write_number(data: bytearray, place: int, rng: random.Random) -> None:
     form = rng.choice(("<I", ">I", "<H", ">H", "B", ">Q"))
     written = struct.pack(form, value & (1 << 8 * struct.calcsize(form)) - 1)
     data[place : place + len(written)] = written
+
+
+def rate(data: bytearray, others: list[bytes], rng: random.Random) -> None:
+    """A FLAC frame's own rate or length, and its checksum made good: else no decoder would look at it."""
+    start = data.find(bytes((0xFF, FLAC_FIXED, FLAC_OWN_RATE)), rng.choice((0, 60)))
+    if start < 0 or start + 10 > len(data):
+        number(data, others, rng)
+        return
+    struct.pack_into(">H", data, start + rng.choice((5, 7, 7)), rng.choice((0, 1, 20, 40, 3_999, 4_000, 65_535)))
+    data[start + 9] = crc(data[start : start + 9], 0x07, 8)
+
+
+CHANGES = (flip, flip_many, cut, cut_out, repeat, splice, number, number, size, size, overwrite, rate)

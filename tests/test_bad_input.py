@@ -170,6 +170,12 @@ def test_upload_over_the_limit_is_refused(client: TestClient) -> None:
     clear(speak(client, b"\0" * 5_100_000), 413, "payload_too_large")
 
 
+def test_only_forms_with_files_may_be_large(client: TestClient) -> None:
+    response = client.post("/lip_sync", data={"avatar_id": "lisa", "audio_path": "x" * 2_100_000})
+    assert "2 MB" in clear((response.status_code, response.json()), 413, "payload_too_large")
+    clear(speak(client, b"\0" * 2_100_000), 422, "not_audio")
+
+
 def test_paths_outside_the_media_folder(client: TestClient, settings: Settings, tmp_path: Path) -> None:
     assert settings.media_dir is not None
     secret = tmp_path / "secret.wav"

@@ -143,6 +143,24 @@ def test_a_talk_the_way_of_d_id(lipserve: Client, preview: bytes, sound: Path, t
         lipserve.create_talk(image.url)
 
 
+def test_a_texts_speech_is_its_owners(lipserve: Client, url: str, key: tuple[Path, str], preview: bytes) -> None:
+    image = lipserve.upload_image(io.BytesIO(preview))
+    ordered = lipserve.create_talk(image.url, text="Hi.")
+    lipserve.wait(ordered)
+    signed, path = lipserve.talk(ordered).audio_url, f"{url}/talks/{ordered.id}/audio"
+    assert signed is not None and signed.startswith(f"{path}?expires=")
+    with_key = {"x-api-key": key[1]}
+    speech = httpx.get(path, headers=with_key)
+    assert speech.status_code == 200 and speech.content.startswith(b"RIFF")
+    assert httpx.get(signed).content == speech.content
+    another = {"x-api-key": keys.add(key[0], "bob")}
+    assert httpx.get(path).status_code == 401
+    assert httpx.get(path, headers=another).status_code == 404
+    assert httpx.get(signed.replace("/audio?", "?")).status_code == 403  # a link opens what it was signed for
+    lipserve.delete_talk(ordered)
+    assert httpx.get(signed).status_code == 404
+
+
 def test_a_talk_the_way_of_musetalk_services(lipserve: Client, preview: bytes, sound: Path, tmp_path: Path) -> None:
     ordered = lipserve.generate_video(source_image=io.BytesIO(preview), audio_data=sound)
     assert ordered.status == "queued"
@@ -189,6 +207,32 @@ def test_errors_are_found_by_their_kind_in_both_forms() -> None:
     with pytest.raises(errors.ServiceError) as new:
         answering(lambda _: httpx.Response(418, json=told | {"kind": "of_tomorrow"})).avatars()
     assert (new.value.answer_status, new.value.answer_kind, new.value.message) == (418, "of_tomorrow", "Full.")
+
+
+def test_what_is_wrong_with_an_order_is_told_in_full() -> None:
+    details = {"kind": "invalid_parameter", "request_id": "x", "body.script.input": {"message": "Field required"}}
+    theirs = {"kind": "ValidationError", "description": "validation failed", "details": details}
+    with pytest.raises(errors.InvalidParameter, match=r"body\.script\.input: Field required\."):
+        answering(lambda _: httpx.Response(400, json=theirs)).talk("tlk_0")
+    theirs["details"] = {"body": {"message": "Odd."}}
+    with pytest.raises(errors.ServiceError, match="Odd") as new:
+        answering(lambda _: httpx.Response(400, json=theirs)).talk("tlk_0")
+    assert new.value.answer_kind == "ValidationError"
+
+
+def test_booleans_are_written_small_and_names_as_they_are() -> None:
+    seen: list[bytes] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.read())
+        return httpx.Response(418)
+
+    for avatar_id, force in (("True", True), ("False", False)):
+        with pytest.raises(errors.ServiceError):
+            answering(handler).prepare_avatar(avatar_id, io.BytesIO(b"x"), force=force)
+    for name, value, body in ((b"True", b"true", seen[0]), (b"False", b"false", seen[1])):
+        assert b'name="avatar_id"\r\n\r\n' + name + b"\r\n" in body
+        assert b'name="force"\r\n\r\n' + value + b"\r\n" in body
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from threading import Event
 import httpcore
 import pytest
 from internet import PUBLIC, Answer, Internet, plain, raw, redirect, serving
+from receiver import receiving
 
 from gateway.fetching import UrlFetcher
 from gateway.urls import allowed_hosts, is_public, literal, location
@@ -699,6 +700,88 @@ def test_a_post_brings_the_status_and_follows_nothing(tmp_path: Path) -> None:
     assert internet.requests[0].startswith(b"POST /ok HTTP/1.1\r\n")
     for line in (b"content-type: application/json", b"x-id: 7", b"content-length: 7", b"host: site.example"):
         assert line in internet.requests[0].lower()
+
+
+# -- videos -----------------------------------------------------------------------------------------------------------
+
+
+def put(fetch: UrlFetcher, url: str, file: Path, cancelled: Event | None = None) -> int:
+    return fetch.put(url, file, {"content-type": "video/mp4"}, lambda *_: None, cancelled)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """More than fits into buffers on the way."""
+    file = tmp_path / "film.mp4"
+    with file.open("wb") as out:
+        out.truncate(50_000_000)
+    return file
+
+
+def test_a_file_is_sent_piece_by_piece(tmp_path: Path) -> None:
+    file, told = tmp_path / "a.mp4", list[tuple[int, int]]()
+    file.write_bytes(BODY * 20)
+    with receiving() as receiver:
+        receiver.answers += [201, 302]
+        fetch, url = UrlFetcher(Settings(fetch_allow=receiver.host)), f"http://{receiver.host}/a.mp4"
+        assert fetch.put(url, file, {"content-type": "video/mp4"}, lambda *part: told.append(part)) == 201
+        assert put(fetch, url, file) == 302  # and it was not followed
+    (headers, body), _ = receiver.got
+    assert (receiver.methods, body) == (["PUT", "PUT"], BODY * 20)
+    assert {"content-type": "video/mp4", "content-length": str(len(body))}.items() <= headers.items()
+    assert "transfer-encoding" not in headers
+    assert [done for done, _ in told] == [65_536, 131_072, 196_608, len(body)]
+    assert {size for _, size in told} == {len(body)}
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/", "http://localhost/", "ftp://site.example/", "s3://bucket/a.mp4"])
+def test_no_file_is_sent_inside(url: str, canary: Internet, film: Path) -> None:
+    refused(lambda: put(fetcher(canary), url, film), "URL")
+    canary.names["inner.example"] = [["10.0.0.1"]]
+    refused(lambda: put(fetcher(canary), "http://inner.example/", film), "not a public one")
+    assert canary.requests == [] and canary.connected == []
+
+
+@pytest.mark.parametrize("reads", [0, 1000])
+def test_a_receiver_that_takes_nothing_or_little_is_given_up(reads: int, site: Site, film: Path) -> None:
+    over = Event()
+
+    def slow(connection: socket.socket) -> None:
+        while not over.wait(0.02) and (not reads or connection.recv(reads)):
+            pass
+
+    answers, internet = site
+    answers["/"] = slow
+    fetch, base = local(internet, fetch_timeout_seconds=1)
+    start = time.monotonic()
+    failed(lambda: put(fetch, base, film), "longer than 1 seconds")
+    over.set()
+    assert 0.9 < time.monotonic() - start < 4
+
+
+def test_cancelling_ends_sending(site: Site, film: Path) -> None:
+    cancelled = Event()
+
+    def take(connection: socket.socket) -> None:
+        cancelled.set()
+        while connection.recv(65_536):
+            pass
+
+    answers, internet = site
+    answers["/"] = take
+    fetch, base = local(internet)
+    with pytest.raises(Cancelled):
+        put(fetch, base, film, cancelled)
+
+
+def test_a_receiver_that_refuses_before_it_has_everything(site: Site, film: Path) -> None:
+    answers, internet = site
+    answers["/"] = raw(b"HTTP/1.1 413 x\r\nContent-Length: 0\r\n\r\n")
+    fetch, base = local(internet)
+    try:
+        assert put(fetch, base, film) == 413
+    except FetchFailed as exc:  # the connection was reset before the answer was read
+        assert "broke" in exc.message or "proper HTTP" in exc.message
 
 
 def test_an_answer_to_a_post_that_never_ends(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ KINDS = {
     "sound.m4a": ("m4a", "audio/mp4"),
     "sound.ogg": ("ogg", "audio/ogg"),
     "sound.flac": ("flac", "audio/flac"),
+    "sound-own-rate.flac": ("flac", "audio/flac"),
     "sound.aac": ("aac", "audio/aac"),
     "sound.webm": ("webm", "audio/webm"),
     "sound.mka": ("mkv", "audio/x-matroska"),

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
+from mutations import flac
 from PIL import Image
 from samples import (
     FORMATS,
@@ -36,6 +37,7 @@ from lipserve.errors import (
     VideoTooLarge,
 )
 from lipserve.media import AAC_RATES, Mp4Writer, Sound, SoundReader, VideoEncoding, VideoReader, read_sound
+from lipserve.media import sound as sound_module
 
 PIXELS = 10**6
 
@@ -147,6 +149,39 @@ def test_a_wav_that_says_it_lasts_for_hours_is_read_to_its_end(tmp_path: Path) -
     struct.pack_into("<I", content, 40, 2**32 - 1)
     (tmp_path / "a.wav").write_bytes(content)
     assert read_sound(tmp_path / "a.wav", 2.0).samples.shape == (1, 16000)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        (flac(48_000, [20]), NotAudio, "20 samples a second"),  # 50 minutes of 48 kHz in 18 bytes
+        (flac(48_000, [48_000, 20]), AudioDamaged, "20 samples a second"),
+        (flac(48_000, [4_000] * 9), AudioTooLong, "longer than 60 seconds"),
+        (flac(40, [40]), NotAudio, "40 samples a second"),
+        (flac(3_999, [3_999]), NotAudio, "3999 samples a second"),
+    ],
+    ids=["one", "second", "long", "declared", "just below"],
+)
+def test_no_rate_makes_hours_of_a_few_bytes(
+    content: bytes, error: type[BadMedia], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused has not been converted: that is where the memory would go."""
+    converted: list[int] = []
+    convert = sound_module._PlanarFloat.convert
+
+    def watched(planar: sound_module._PlanarFloat, frame: av.AudioFrame) -> list[np.ndarray]:
+        converted.append(frame.samples * 48_000 // frame.sample_rate)
+        return convert(planar, frame)
+
+    monkeypatch.setattr(sound_module._PlanarFloat, "convert", watched)
+    (tmp_path / "a.flac").write_bytes(content)
+    assert said in unheard(error, tmp_path / "a.flac")
+    assert sum(converted) <= 60 * 48_000
+
+
+def test_frames_of_several_rates_are_read_as_long_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.flac").write_bytes(flac(48_000, [48_000, 4_000, 16_000], 8_000))
+    assert read_sound(tmp_path / "a.flac", 60).seconds == pytest.approx(1 / 6 + 2 + 1 / 2, abs=0.01)
 
 
 def test_a_wav_without_samples(tmp_path: Path) -> None:

@@ -100,10 +100,20 @@ def test_other_weights_or_parameters_are_another_avatar(
     assert len(set(ids)) == 3
 
 
-def test_two_at_once_prepare_once(pictures: PictureAvatars, preparing: Preparing, tmp_path: Path) -> None:
+def test_two_at_once_prepare_once(
+    pictures: PictureAvatars, preparing: Preparing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = picture(tmp_path, "a")
     preparing.may_go_on.clear()
     got: list[str] = []
+    waiting: set[int] = set()  # threads
+    wait = pictures._changed.wait
+
+    def seen_waiting(timeout: float) -> bool:
+        waiting.add(threading.get_ident())
+        return wait(timeout)
+
+    monkeypatch.setattr(pictures._changed, "wait", seen_waiting)
 
     def ask() -> None:
         with use(pictures, source) as avatar_id:
@@ -112,6 +122,7 @@ def test_two_at_once_prepare_once(pictures: PictureAvatars, preparing: Preparing
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
+    wait_for(lambda: len(waiting) == 3, 10)
     preparing.may_go_on.set()
     for thread in threads:
         thread.join(10)

@@ -1,10 +1,12 @@
 """The OpenAPI document: complete, with examples, and kept to by the running gateway whatever is sent."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import pytest
 import schemathesis
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from processes import wait_for
-from samples import tone, write_sound
+from samples import pictures, tone, write_sound
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
@@ -52,6 +54,7 @@ ENDPOINTS = [
     "POST /talks",
     "GET /talks",
     "GET /talks/{talk_id}",
+    "GET /talks/{talk_id}/audio",
     "POST /images",
     "POST /audios",
     "POST /generate-video",
@@ -89,15 +92,24 @@ def url(app: FastAPI) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def known(url: str, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def media(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, bytes]]:
+    """Names and contents of files."""
+    folder = tmp_path_factory.mktemp("media")
+    sound = write_sound(folder / "a.wav", tone(0.2), 16000)
+    assert cv2.imwrite(str(folder / "a.jpg"), cv2.cvtColor(pictures(1)[0], cv2.COLOR_YUV2BGR_I420))
+    files = {"clip": clip, "sound": sound, "picture": folder / "a.jpg"}
+    return {name: (file.name, file.read_bytes()) for name, file in files.items()}
+
+
+@pytest.fixture(scope="module")
+def known(url: str, clip: Path, media: dict[str, tuple[str, bytes]]) -> dict[str, str]:
     """What there is: by the parameters that name it."""
-    sound = write_sound(tmp_path_factory.mktemp("sound") / "a.wav", tone(0.2), 16000)
     with Client(url) as client:
         client.prepare_avatar("lucy", clip)
-        audio = client.upload_audio(sound).url
-        talk = client.create_talk("lipserve://avatars/lucy", audio_url=audio).id
-        assert client.wait(talk).state == "done"
-    return {"avatar_id": "lucy", "job_id": talk, "talk_id": talk, "audio_url": audio}
+        audio = client.upload_audio(io.BytesIO(media["sound"][1])).url
+        job, talk = (client.create_talk("lipserve://avatars/lucy", text="Hi.").id for _ in range(2))
+        assert client.wait(job).state == client.wait(talk).state == "done"
+    return {"avatar_id": "lucy", "job_id": job, "talk_id": talk, "audio_url": audio}
 
 
 def strategy(operation: Any) -> SearchStrategy[schemathesis.Case]:
@@ -116,7 +128,9 @@ def name_what_is_there(case: schemathesis.Case, known: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
-def test_the_gateway_keeps_to_its_description(app: FastAPI, url: str, known: dict[str, str], name: str) -> None:
+def test_the_gateway_keeps_to_its_description(
+    app: FastAPI, url: str, known: dict[str, str], media: dict[str, tuple[str, bytes]], name: str
+) -> None:
     method, path = name.split()
     operation = schemathesis.openapi.from_dict(app.openapi())[path][method]
     seen: set[int] = set()
@@ -133,7 +147,31 @@ def test_the_gateway_keeps_to_its_description(app: FastAPI, url: str, known: dic
         case.validate_response(response, checks=checks)
 
     send()
-    assert method != "GET" or 200 in seen, seen
+    if method != "GET" and not any(status < 300 for status in seen):  # found at random hardly ever
+        request = httpx.Request(method, url + path.format(**known), **good(name, known, media))
+        request.read()
+        with httpx.Client(timeout=60) as client:
+            answer = client.send(request)
+        seen.add(answer.status_code)
+        named = {part.name: known[part.name] for part in operation.path_parameters}
+        operation.Case(path_parameters=named).validate_response(answer, checks=CHECKS)
+    assert any(status < 300 for status in seen), seen
+
+
+def good(name: str, known: dict[str, str], media: dict[str, tuple[str, bytes]]) -> dict[str, Any]:
+    """What httpx sends so that an endpoint succeeds."""
+    lucy, audio = "lipserve://avatars/lucy", {"audio_url": known["audio_url"]}
+    bodies: dict[str, dict[str, Any]] = {
+        "POST /prepare_avatar": {"data": {"avatar_id": "mark"}, "files": {"video": media["clip"]}},
+        "POST /lip_sync": {"data": {"avatar_id": "lucy"}, "files": {"audio": media["sound"]}},
+        "POST /talks": {"json": {"source_url": lucy, "script": {"type": "audio", **audio}}},
+        "POST /images": {"files": {"image": media["picture"]}},
+        "POST /audios": {"files": {"audio": media["sound"]}},
+        "POST /generate-video": {"data": {"source_url": lucy, **audio}},
+        "POST /upload-source-image": {"files": {"file": media["clip"]}},
+        "POST /upload-audio": {"files": {"file": media["sound"]}},
+    }
+    return bodies.get(name, {})
 
 
 def operations(app: FastAPI) -> Iterator[tuple[str, dict[str, Any]]]:

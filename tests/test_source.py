@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from samples import number, numbered, smooth, tone, write_clip, write_sound
 
 from avatar_prep.source import Limits, StillPictures, open_source
@@ -94,6 +95,41 @@ def test_exif_orientation(name: str, orientation: int, upright, tmp_path: Path) 
     assert picture.shape == expected.shape
     assert np.abs(picture.astype(int) - expected).mean() < 4
     assert orientation == 1 or picture.shape != PICTURE.shape or np.abs(picture.astype(int) - PICTURE).mean() > 20
+
+
+def tags(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of these: tag, type, count, value or where it is."""
+    table = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+ON_ITS_SIDE = (0x0112, 3, 1, b"\x06")
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (tags(ON_ITS_SIDE, (0x0100, 2, 4, b"abc")), True),  # a width that is text
+        (tags(ON_ITS_SIDE, (0x011A, 2, 4, b"abc")), True),  # a ratio that is text
+        (tags(ON_ITS_SIDE, (0x0131, 12, 1, b"\x08")), True),  # a program's name that is a number
+        (tags(ON_ITS_SIDE, (0x8769, 4, 1, b"\xff\xff")), True),  # more tags, nowhere
+        (tags((0x0112, 2, 4, b"abc")), False),
+        (tags((0x0112, 3, 1, b"\x09")), False),
+        (tags((0x0112, 5, 1, b"\x08")), False),
+        (b"Exif\0\0neither II nor MM", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_tags_of_any_type_do_no_harm(name: str, exif: bytes, turned: bool, tmp_path: Path) -> None:
+    (picture,) = look(save(tmp_path / name, exif=exif))
+    assert picture.shape == ((96, 64, 3) if turned else (64, 96, 3))
+
+
+def test_exif_as_a_text_of_a_png(tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_itxt("exif", "no bytes")
+    (picture,) = look(save(tmp_path / "a.png", pnginfo=info))
+    assert picture.shape == PICTURE.shape
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])

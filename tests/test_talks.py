@@ -1,6 +1,8 @@
 """Talks over both APIs, on the real Triton: pictures, clips and avatars that say sounds and texts."""
 
+import io
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,10 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fastapi import UploadFile
 from fastapi.testclient import TestClient
 from processes import wait_for
+from receiver import Receiver, receiving
 from samples import facts, pictures, tone, write_sound
 
+from gateway import delivery, service_routes
 from gateway.app import create_app
 from gateway.speech import Text
 from gateway.speech.espeak import ESpeak
@@ -51,14 +56,29 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.fixture(scope="module")
-def talking(
-    settings: Settings, triton: EmbeddedTriton, web: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TestClient]:
-    """A gateway of its own, which may fetch from `web`."""
-    root = tmp_path_factory.mktemp("talks")
+def bucket() -> Iterator[Receiver]:
+    """Where videos may be sent."""
+    with receiving() as receiver:
+        yield receiver
+
+
+def own_settings(settings: Settings, root: Path, **more: object) -> Settings:
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     own = {"avatars_dir": root / "avatars", "work_dir": root / "work", "storage_dir": root / "storage"}
-    app = create_app(Settings(**given | own | {"fetch_allow": web[1]}), triton.grpc_url)
+    return Settings(**given | own | more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def talking(
+    settings: Settings,
+    triton: EmbeddedTriton,
+    web: tuple[Path, str],
+    bucket: Receiver,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[TestClient]:
+    """A gateway of its own, which may fetch from `web` and send to `bucket`."""
+    own = own_settings(settings, tmp_path_factory.mktemp("talks"), fetch_allow=f"{web[1]},{bucket.host}")
+    app = create_app(own, triton.grpc_url)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -146,6 +166,7 @@ def test_a_talk_as_did_clients_order_it(talking: TestClient, face: Path, sound: 
     deleted = talking.delete(f"/talks/{ordered['id']}")
     assert (deleted.status_code, deleted.json()["id"]) == (200, ordered["id"])
     assert talking.get(talk["result_url"]).status_code == 404
+    assert (talk["config"], "webhook" in talk) == ({"fluent": False, "stitch": True, "pad_audio": 0.2}, False)
     missing = talking.get(f"/talks/{ordered['id']}")
     assert (missing.status_code, missing.json()["kind"]) == (404, "NotFoundError")
     assert missing.json()["details"]["kind"] == "job_not_found"
@@ -163,7 +184,45 @@ def test_a_text_is_spoken(talking: TestClient, face: Path, tmp_path: Path) -> No
     samples = -(-speech.length * 16000 // speech.rate)
     assert talk["metadata"]["num_frames"] == samples * 25 // 16000
     assert video(talking, talk["result_url"], tmp_path)["frames"] == talk["metadata"]["num_frames"]
-    assert "audio_url" not in talk
+    assert "ignored" not in talk
+
+    spoken = talking.get(talk["audio_url"])
+    assert (spoken.status_code, spoken.headers["content-type"]) == (200, "audio/wav")
+    assert spoken.content == (tmp_path / "said.wav").read_bytes()
+    assert talking.head(talk["audio_url"]).headers["content-length"] == str(len(spoken.content))
+    assert talking.get(talk["audio_url"], headers={"range": "bytes=4-7"}).status_code == 206
+    forged = talking.get(talk["audio_url"] + "x")
+    assert (forged.status_code, forged.json()["details"]["kind"]) == (403, "link_expired")
+    assert talking.delete(f"/talks/{talk['id']}").status_code == 200
+    assert talking.get(talk["audio_url"]).json()["kind"] == "NotFoundError"
+
+
+def test_a_talk_without_a_text_has_no_speech_of_its_own(talking: TestClient, face: Path) -> None:
+    image = send(talking, "/images", image=face)
+    talk = ended(talking, order(talking, source_url=image["url"], script={"type": "silence", "duration": 0.2})["id"])
+    assert (talk["status"], "audio_url" in talk) == ("done", False)
+    missing = talking.get(f"/talks/{talk['id']}/audio")
+    assert (missing.status_code, missing.json()["details"]["kind"]) == (404, "job_not_found")
+    assert talking.get("/talks/tlk_nobody/audio").status_code == 404
+
+
+def test_what_made_no_difference_is_said(talking: TestClient, face: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = send(talking, "/images", image=face)
+    provider = {"type": "amazon", "voice_id": "Joanna", "voice_config": {"rate": "0.5"}}
+    script = {"type": "text", "input": "Hi.", "provider": provider}
+    config = {"fluent": "true", "logo": "false", "driver_expressions": {"transition_frames": 20}}
+    ordered = order(talking, source_url=image["url"], script=script, config=config, driver_url="bank://lively/")
+    talk = ended(talking, ordered["id"])
+    assert talk["status"] == "done", talk
+    assert sorted(talk["ignored"]) == [
+        "config.driver_expressions",
+        "driver_url",
+        "script.provider.voice_config",
+        "script.provider.voice_id",
+    ]
+    assert talk["config"] == {"fluent": True, "logo": False}
+    lines = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    assert [line["voice"] for line in lines if "not known here" in line["event"]] == ["Joanna"]
 
 
 def test_silence(talking: TestClient, face: Path) -> None:
@@ -249,11 +308,76 @@ def test_urls_are_fetched(talking: TestClient, web: tuple[Path, str], sound: Pat
     told = json.loads((folder / "hook").read_bytes())
     assert told.pop("result_url").startswith(f"http://127.0.0.1:8080/jobs/{ordered['id']}/result?expires=")
     assert told == {name: value for name, value in talk.items() if name != "result_url"}
+    assert talk["webhook"] == hook
+    if shutil.which("espeak-ng"):
+        text, hook = {"type": "text", "input": "Hello."}, f"http://{address}/hook-of-a-text"
+        spoken = ended(
+            talking, order(talking, source_url=f"http://{address}/anna.png", script=text, webhook=hook)["id"]
+        )
+        wait_for((folder / "hook-of-a-text").exists, 30)
+        told = json.loads((folder / "hook-of-a-text").read_bytes())
+        assert told["audio_url"].startswith(f"http://127.0.0.1:8080/talks/{spoken['id']}/audio?expires=")
     missing = ended(talking, order(talking, source_url=f"http://{address}/nobody.png", script=script)["id"])
     assert missing["status"] == "error"
     assert missing["error"]["kind"] == "BadRequestError"
     assert missing["error"]["details"] == {"kind": "fetch_failed"}
     assert "404" in missing["error"]["description"]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch, bucket: Receiver) -> Receiver:
+    """`bucket`, empty; no attempt is waited for."""
+    monkeypatch.setattr(delivery, "WAITS", (0.01, 0.01))
+    for kept in (bucket.got, bucket.methods, bucket.answers):
+        kept.clear()  # type: ignore[attr-defined]
+    return bucket
+
+
+@pytest.mark.parametrize("answers", [[200], [500, 503, 201], [429, 204]])
+def test_a_video_is_sent_to_where_it_is_wanted(
+    talking: TestClient, at_once: Receiver, face: Path, caplog: pytest.LogCaptureFixture, answers: list[int]
+) -> None:
+    at_once.answers += answers
+    image, target = send(talking, "/images", image=face), f"http://{at_once.host}/talk.mp4?signature=x"
+    script = {"type": "silence", "duration": 0.4}
+    talk = ended(talking, order(talking, source_url=image["url"], script=script, result_url=target)["id"])
+    assert talk["status"] == "done", talk
+    assert talk["result_url"].startswith(f"http://testserver/jobs/{talk['id']}/result?")
+    kept = talking.get(talk["result_url"]).content
+    assert at_once.methods == ["PUT"] * len(answers)
+    for headers, body in at_once.got:
+        assert body == kept
+        assert headers["content-type"] == "video/mp4"
+        assert headers["content-length"] == str(len(kept))
+    assert "deliver" in stages(caplog, talk["id"])
+    assert talking.get(f"/jobs/{talk['id']}").json()["stage"] == "deliver"
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"), [([403], "answered 403"), ([302], "answered 302"), ([500, 503, 500], "answered 500")]
+)
+def test_a_video_that_cannot_be_sent_ends_as_an_error(
+    talking: TestClient, at_once: Receiver, face: Path, answers: list[int], said: str
+) -> None:
+    at_once.answers += answers
+    image, script = send(talking, "/images", image=face), {"type": "silence", "duration": 0.4}
+    ordered = order(talking, source_url=image["url"], script=script, result_url=f"http://{at_once.host}/a.mp4")
+    talk = ended(talking, ordered["id"])
+    assert (talk["status"], talk["error"]["details"]) == ("error", {"kind": "delivery_failed"})
+    assert said in talk["error"]["description"] and "result_url" not in talk
+    assert len(at_once.got) == len(answers)
+
+
+def test_a_server_that_follows_no_urls_sends_no_videos(
+    settings: Settings, triton: EmbeddedTriton, at_once: Receiver, tmp_path: Path
+) -> None:
+    own = own_settings(settings, tmp_path, fetch_urls=False, fetch_allow=at_once.host)
+    with TestClient(create_app(own, triton.grpc_url)) as client:
+        body = {"source_url": "lipserve://avatars/x", "script": {"type": "silence", "duration": 1}}
+        refused = client.post("/talks", json=body | {"result_url": f"http://{at_once.host}/a.mp4"})
+        assert error_of(refused) == (400, "BadRequestError", "url_not_allowed")
+        assert client.get("/talks").json()["talks"] == []
+    assert at_once.got == []
 
 
 def test_a_picture_without_a_face_ends_as_an_error(talking: TestClient, sound: Path, tmp_path: Path) -> None:
@@ -338,19 +462,26 @@ def error_of(response: Any) -> tuple[int, str, str]:
 AUDIO = {"type": "audio", "audio_url": "https://example.com/a.mp3"}
 FACE = "https://example.com/a.jpg"
 BAD = (400, "BadRequestError", "invalid_parameter")
+MALFORMED = (400, "ValidationError", "invalid_parameter")
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({}, BAD),
-        ({"source_url": FACE}, BAD),
-        ({"source_url": FACE, "script": AUDIO, "driver_url": "bank://lively"}, BAD),
-        ({"source_url": FACE, "script": AUDIO, "\ud800": 1}, BAD),
-        ({"source_url": FACE, "script": AUDIO, "x" * 5000: 1}, BAD),
+        ({}, MALFORMED),
+        ({"source_url": FACE}, MALFORMED),
+        ({"script": AUDIO}, MALFORMED),
+        ({"source_url": FACE, "script": AUDIO, "driver_url": FACE}, MALFORMED),
+        ({"source_url": FACE, "script": AUDIO, "config": {"logo": {"url": FACE}}}, MALFORMED),
+        ({"source_url": FACE, "script": AUDIO, "\ud800": 1}, MALFORMED),
+        ({"source_url": FACE, "script": AUDIO, "x" * 5000: 1}, MALFORMED),
+        (
+            {"source_url": FACE, "script": AUDIO, "result_url": "http://127.0.0.1:9/put"},
+            (400, "BadRequestError", "url_not_allowed"),
+        ),
         ({"source_url": FACE, "script": {"type": "text", "input": "?!"}}, BAD),
         ({"source_url": FACE, "script": {"type": "text", "input": "a " * 2501}}, BAD),
-        ({"source_url": FACE, "script": {"type": "text", "input": "a", "provider": {"voice_id": "Nobody"}}}, BAD),
+        ({"source_url": FACE, "script": {"type": "text", "input": "a", "provider": {"voice_id": "qq-QQ-A"}}}, BAD),
         (
             {"source_url": FACE, "script": {"type": "text", "input": '<audio src="/etc/passwd"/>a', "ssml": True}},
             BAD,
@@ -378,13 +509,17 @@ def test_bad_orders_are_refused_at_once(
 
 def test_other_errors_in_their_form(talking: TestClient, sound: Path, face: Path, tmp_path: Path) -> None:
     broken = talking.post("/talks", content=b'{"source_url": ', headers={"content-type": "application/json"})
-    assert error_of(broken) == BAD
+    assert error_of(broken) == MALFORMED
+    assert broken.json()["description"] == "validation failed"
+    assert broken.json()["details"]["body"] == {"message": "JSON decode error"}
+    missing = talking.post("/talks", json={"source_url": FACE})
+    assert set(missing.json()["details"]) == {"kind", "request_id", "body.script"}
     assert error_of(talking.put("/talks")) == (405, "MethodNotAllowedError", "method_not_allowed")
     assert error_of(talking.get("/talks/tlk_nobody")) == (404, "NotFoundError", "job_not_found")
     assert error_of(talking.delete(f"/talks/tlk_{'0' * 32}")) == (404, "NotFoundError", "job_not_found")
-    assert error_of(talking.get("/talks", params={"limit": 0})) == BAD
+    assert error_of(talking.get("/talks", params={"limit": 0})) == MALFORMED
     assert error_of(talking.get("/talks", params={"token": "x"})) == BAD
-    assert error_of(talking.post("/images")) == BAD
+    assert error_of(talking.post("/images")) == MALFORMED
     as_image = talking.post("/images", files={"image": sound.read_bytes()})
     assert error_of(as_image) == (400, "BadRequestError", "not_a_video")
     as_audio = talking.post("/audios", files={"audio": face.read_bytes()})
@@ -394,6 +529,70 @@ def test_other_errors_in_their_form(talking: TestClient, sound: Path, face: Path
     audio, image = send(talking, "/audios", audio=sound), send(talking, "/images", image=face)
     swapped = {"source_url": audio["url"], "script": {"type": "audio", "audio_url": image["url"]}}
     assert error_of(talking.post("/talks", json=swapped)) == BAD
+
+
+def test_an_order_of_many_megabytes_is_not_parsed(talking: TestClient) -> None:
+    """The gateway takes 5 MB; of JSON, which is read on the event loop, less."""
+    body = json.dumps({"source_url": FACE, "script": {"type": "text", "input": "a" * 2_000_000}}).encode()
+    headers = {"content-type": "application/json"}
+    large = (413, "PayloadTooLargeError", "payload_too_large")
+    for content in (body, iter([body[:10], body[10:]])):  # of a length that is told, and one that is not
+        refused = talking.post("/talks", content=content, headers=headers)
+        assert error_of(refused) == large
+        assert "2 MB" in refused.json()["description"] and "MAX_UPLOAD" not in refused.json()["description"]
+    almost = talking.post("/talks", content=body.replace(b"aaaaaaaaaa", b"a"), headers=headers)
+    assert error_of(almost) == MALFORMED  # read, and too long a text
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    assert error_of(talking.post("/talks", content=b"x" * 4_000_000, headers=form)) == BAD
+    other = talking.post("/generate-video", data={"source_url": "x" * 2_100_000})
+    assert (other.status_code, other.json()["kind"]) == (413, "payload_too_large")
+
+
+def test_nothing_is_left_of_files_that_came_with_an_order(talking: TestClient, face: Path, sound: Path) -> None:
+    uploads = talking.app.state.uploads  # type: ignore[attr-defined]
+    before = uploads.list()
+    done = finished(talking, send(talking, "/generate-video", 200, audio_data=sound, source_image=face)["id"])
+    assert done["status"] == "done", done
+    assert uploads.list() == before
+    assert send(talking, "/generate-video", 422, source_image=face, audio_data=face)["kind"] == "not_audio"
+    assert uploads.list() == before
+    missing = {"source_url": "lipserve://images/img_" + "0" * 32}
+    refused = talking.post("/generate-video", data=missing, files={"audio_data": sound.read_bytes()})
+    assert (refused.status_code, refused.json()["kind"]) == (404, "upload_not_found")
+    assert uploads.list() == before
+
+
+def test_a_file_wins_over_a_url(talking: TestClient, face: Path, sound: Path) -> None:
+    urls = {"source_url": "http://127.0.0.1:9/a.jpg", "audio_url": "http://127.0.0.1:9/a.wav"}
+    files = {"source_image": face.read_bytes(), "audio_data": sound.read_bytes()}
+    answer = talking.post("/generate-video", data=urls, files=files)
+    assert answer.status_code == 200, answer.text
+    assert finished(talking, answer.json()["id"])["status"] == "done"
+
+
+@pytest.mark.parametrize(("name", "content", "sent"), [("", b"", False), ("a", b"", True), ("", b"a", True)])
+def test_a_file_without_name_and_bytes_is_none(name: str, content: bytes, sent: bool) -> None:
+    """Some versions of FastAPI say so themselves."""
+    file = UploadFile(io.BytesIO(content), size=len(content), filename=name)
+    assert (service_routes._sent(file) is file) == sent
+    assert service_routes._sent(None) is None
+
+
+def test_file_fields_that_were_left_empty_are_absent(talking: TestClient, face: Path, sound: Path) -> None:
+    """As browsers send them."""
+    fields = {"source_url": send(talking, "/images", image=face)["url"]}
+    fields["audio_url"] = send(talking, "/audios", audio=sound)["url"]
+    parts = [f'--x\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{url}\r\n' for name, url in fields.items()]
+    empty = '--x\r\ncontent-disposition: form-data; name="{}"; filename=""\r\ncontent-type: text/plain\r\n\r\n\r\n'
+    parts += [empty.format(name) for name in ("source_image", "audio_data")]
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = talking.post("/generate-video", content="".join([*parts, "--x--\r\n"]), headers=headers)
+    assert answer.status_code == 200, answer.text
+    nothing = talking.post("/generate-video", content="".join([*parts[1:], "--x--\r\n"]), headers=headers)
+    assert "source_url and source_image" in nothing.json()["message"]
+    named = empty.format("audio_data").replace('filename=""', 'filename="a.wav"')
+    emptied = talking.post("/generate-video", content="".join([parts[0], named, "--x--\r\n"]), headers=headers)
+    assert (emptied.status_code, emptied.json()["message"]) == (422, "The uploaded audio is empty.")
 
 
 def test_errors_of_the_service_endpoints_in_ours(talking: TestClient, sound: Path, face: Path) -> None:

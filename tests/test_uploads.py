@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,7 @@ from PIL import Image
 from samples import numbered, tone, write_clip, write_sound
 
 from avatar_prep.source import Limits
+from gateway.jobs.folders import JobFolders
 from gateway.uploads import Upload, Uploads, What
 from lipserve.errors import (
     BadMedia,
@@ -214,6 +216,18 @@ def test_what_a_killed_process_left_is_cleared_and_the_rest_kept(uploads: Upload
     (folder / "README").write_text("somebody's")
     assert Uploads(folder, 24).list() == [kept]
     assert files(folder) == {kept.id, f"{kept.id}.json", "README"}
+
+
+def test_an_upload_that_jobs_link_to_is_counted_once_in_all(uploads: Uploads, tmp_path: Path) -> None:
+    wide = os.urandom(200_000)
+    kept = keep(uploads, content=picture() + wide)  # behind its end a PNG may have anything
+    folders = JobFolders(tmp_path / "jobs")
+    ids = [f"tlk_{number:032x}" for number in range(4)]
+    for job_id in ids:
+        os.link(uploads.open(kept.id, "anna"), folders.create(job_id) / "source")
+    assert sum(folders.size(job_id) for job_id in ids) <= len(wide) + 4096
+    (folders.folder(ids[0]) / "result.mp4").write_bytes(bytes(1_000_000))
+    assert 1_000_000 <= folders.size(ids[0]) < 1_000_000 + len(wide)
 
 
 def test_uploads_expire(uploads: Uploads, folder: Path) -> None:

@@ -132,9 +132,39 @@ def test_a_text_without_words_is_refused() -> None:
             Text(text)
 
 
-def test_an_unknown_voice_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def heard(tmp_path: Path, espeak: ESpeak, **how: str) -> bytes:
+    say(espeak, tmp_path, "Wasser", **how)
+    return (tmp_path / "said.wav").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["Sara", "Joanna", "Amy", "Klingon", "21m00Tcm4TlvDq8ikWAM", "s3://voices/a/m.json"])
+def test_a_name_that_says_no_language_means_the_services_own_voice(name: str, tmp_path: Path) -> None:
+    voice = ESpeak("de", 60)
+    voice.check(Text("Wasser", voice=name))
+    assert not voice.has(Text("Wasser", voice=name))
+    assert heard(tmp_path, voice, voice=name) == heard(tmp_path, voice) != heard(tmp_path, ESpeak("", 60))
+    assert voice.has(Text("Wasser", voice=name, language="en-US"))
+    assert heard(tmp_path, voice, voice=name, language="en-US") == heard(tmp_path, voice, voice="en-us")
+
+
+@pytest.mark.parametrize(
+    ("voice", "language"),
+    [("qq-QQ-JennyNeural", ""), ("Sara", "qq-QQ"), ("", "qq"), ("en-us+nobody", ""), ("de+../f3", "")],
+)
+def test_a_language_that_is_not_there_is_refused_before_anything_runs(voice: str, language: str) -> None:
+    with pytest.raises(InvalidParameter, match="There is no voice for"):
+        ESpeak("", 60).check(Text("hello", voice, language))
+
+
+def test_an_own_voice_that_is_not_there_is_said() -> None:
     with pytest.raises(InvalidParameter, match="Klingon"):
-        ESpeak("", 60).check(Text("hello", voice="Klingon"))
+        ESpeak("Klingon", 60).check(Text("hello"))
+
+
+def test_which_voice_is_there(endpoint: Endpoint) -> None:
+    for named in ({}, {"voice": "en-US-JennyNeural"}, {"language": "de"}):
+        assert ESpeak("", 60).has(Text("hello", **named))
+    assert choose_voice(Settings(tts="openai", tts_url=endpoint.url)).has(Text("hello", "nova"))
 
 
 def test_a_text_too_long_to_say_is_stopped(tmp_path: Path) -> None:

@@ -69,11 +69,12 @@ class JobFolders:
         return unknown
 
     def size(self, job_id: str) -> int:
-        """Bytes on disk."""
+        """Bytes on disk. An upload that others link to as well counts for its share."""
         total = 0
         for path in self.folder(job_id).rglob("*"):
             with suppress(FileNotFoundError):
-                total += path.stat().st_blocks * 512
+                found = path.stat()
+                total += found.st_blocks * 512 // (found.st_nlink if path.is_file() else 1)
         return total
 
 

@@ -40,6 +40,10 @@ class SpeechEndpoint:
         if said.voice and not VOICE.fullmatch(said.voice):
             raise InvalidParameter("The voice's name is not allowed.", "Name one of the speech endpoint's voices.")
 
+    def has(self, said: Text) -> bool:
+        """See Voice. Which voices it has, the endpoint alone knows."""
+        return True
+
     def say(self, said: Text, target: Path, cancelled: Event) -> None:
         """See Voice."""
         self.check(said)

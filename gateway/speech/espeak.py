@@ -1,7 +1,7 @@
 """eSpeak NG as a process of its own, limited in time and output; the text goes to its standard input.
 
 Not its library, which may crash, keeps state and cannot be stopped. Voices of other providers, such as
-en-US-JennyNeural, become eSpeak's voice for their language.
+en-US-JennyNeural, become eSpeak's voice for their language; names that say none, such as Joanna, its own.
 """
 
 import re
@@ -21,6 +21,7 @@ from lipserve.errors import AudioTooLong, Cancelled, InvalidParameter, SpeechUna
 PROGRAM = "espeak-ng"
 DEFAULT_VOICE = "en-gb"
 VOICE = re.compile(r"(?P<language>[a-z]{2,4}(-[a-z0-9]{1,40}){0,4})(?P<variant>\+[a-z0-9_-]{1,24})?", re.IGNORECASE)
+LANGUAGE_FIRST = re.compile(r"[a-z]{2,3}[-+]", re.IGNORECASE)  # how a voice's name begins that says its language
 TIMEOUT = 120.0  # seconds for one text
 LISTING_TIMEOUT = 10.0  # seconds
 BYTES_PER_SECOND = 22_050 * 2  # 16 bit mono, the only form it has
@@ -40,6 +41,10 @@ class ESpeak:
         self._find_voice(said)
         if said.ssml:
             rebuilt(said.clean)
+
+    def has(self, said: Text) -> bool:
+        """See Voice."""
+        return not said.voice or self._named(said) is not None
 
     def say(self, said: Text, target: Path, cancelled: Event) -> None:
         """See Voice."""
@@ -86,16 +91,28 @@ class ESpeak:
 
     def _find_voice(self, said: Text) -> str:
         """The eSpeak voice that the text's voice, else its language, else the configuration means."""
+        found = self._named(said) or match(self._voice, *_voices(_program()))
+        if found is None:
+            raise _no_voice(self._voice)
+        return found
+
+    def _named(self, said: Text) -> str | None:
+        """None: no language is named. One that eSpeak does not have is refused: nobody would understand another's."""
         languages, variants = _voices(_program())
-        wanted = [name for name in (said.voice, said.language) if name] or [self._voice]
-        for name in wanted:
-            found = match(name, languages, variants)
-            if found:
+        names = [name for name in (said.voice, said.language) if name]
+        for name in names:
+            if found := match(name, languages, variants):
                 return found
-        raise InvalidParameter(
-            f"There is no voice for {' or '.join(repr(name[:64]) for name in wanted)}.",
-            f"Name one that `{PROGRAM} --voices` lists, like en-us or de+f3, or a language, like pt-BR.",
-        )
+        if said.language or LANGUAGE_FIRST.match(said.voice):
+            raise _no_voice(*names)
+        return None
+
+
+def _no_voice(*names: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"There is no voice for {' or '.join(repr(name[:64]) for name in names)}.",
+        f"Name one that `{PROGRAM} --voices` lists, like en-us or de+f3, or a language, like pt-BR.",
+    )
 
 
 def match(name: str, languages: Mapping[str, str], variants: frozenset[str]) -> str | None:

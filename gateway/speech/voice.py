@@ -35,6 +35,9 @@ class Voice(Protocol):
     def check(self, said: Text) -> None:
         """Quick; what is wrong with the request. Raises InvalidParameter or SpeechUnavailable."""
 
+    def has(self, said: Text) -> bool:
+        """Whether it has what a text that was checked names; if not, its own voice speaks it."""
+
     def say(self, said: Text, target: Path, cancelled: Event) -> None:
         """Blocks, and writes a sound file. Raises also AudioTooLong or Cancelled."""
 
@@ -46,6 +49,9 @@ class NoVoice:
         raise SpeechUnavailable(
             "This server does not speak texts.", "Send sound instead, or have LIPSERVE_TTS set to espeak or openai."
         )
+
+    def has(self, said: Text) -> bool:
+        return False
 
     def say(self, said: Text, target: Path, cancelled: Event) -> None:
         self.check(said)

@@ -18,6 +18,7 @@ from lipserve.media.kinds import MEDIA, stranger
 from lipserve.media.source import SOUND_DECODERS, open_source
 
 MAX_SOUND_RATE = 48_000  # Hz; more than that nobody hears, and a file may claim any rate
+MIN_SOUND_RATE = 4_000  # Hz; at less nobody is understood, and a few bytes would become hours of 48 kHz
 FULL_SCALE = 32768  # of 16 bit samples
 PROBED_PIXELS = 2**22  # of a video whose sound is read
 BLOCK = 2**15  # samples read at once, at least: packets hold a thousand, each of which would cost as much again
@@ -133,6 +134,8 @@ class SoundReader:
         stream = self._container.streams.audio[0]
         if not stream.codec_context or not stream.rate or not stream.channels:
             raise NotAudio("The file's audio stream has no readable format.", self._HINT)
+        if stream.rate < MIN_SOUND_RATE:
+            raise NotAudio(f"The file's sound has {stream.rate} samples a second.", self._HINT)
         if (name := stream.codec_context.name) not in SOUND_DECODERS.split(","):
             raise NotAudio(f"The file's sound is coded as {name}, which is not taken.", self._HINT)
         return stream
@@ -150,8 +153,9 @@ class SoundReader:
             yield _clean(np.concatenate(held, axis=1))
 
     def _decoded(self) -> Iterator[NDArray[np.float32]]:
-        """Packet by packet, as they are."""
+        """Packet by packet, as they are. Each may claim a rate of its own, so they are counted before conversion."""
         samples = packets = damaged = 0
+        announced = 0.0  # samples at our rate
         planar = _PlanarFloat("mono" if self.channels == 1 else "stereo", self.rate)
         try:
             for packet in self._container.demux(self._stream):
@@ -162,11 +166,16 @@ class SoundReader:
                     damaged += 1
                     continue
                 for frame in decoded:
+                    if frame.sample_rate < MIN_SOUND_RATE:
+                        raise AudioDamaged(f"A part of the audio has {frame.sample_rate} samples a second.", self._HINT)
+                    announced += frame.samples * self.rate / frame.sample_rate
+                    if announced > self._max_seconds * self.rate + 1:
+                        raise AudioTooLong(
+                            f"The audio is longer than {self._max_seconds:g} seconds.", "Send it in parts."
+                        )
                     for block in planar.convert(frame):
                         samples += block.shape[1]
                         yield block
-                if samples > self._max_seconds * self.rate:
-                    raise AudioTooLong(f"The audio is longer than {self._max_seconds:g} seconds.", "Send it in parts.")
             for block in planar.rest():
                 samples += block.shape[1]
                 yield block
