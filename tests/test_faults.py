@@ -106,13 +106,15 @@ def test_a_body_of_unannounced_length_is_refused_when_it_grows_too_large(running
     assert sent < 50_000_000  # the limit is 5 MB; the rest fits into buffers on the way
 
 
-def test_triton_killed_in_the_middle_is_a_503_and_comes_back(running: Service, short: Path, long: Path) -> None:
+def test_triton_killed_in_the_middle_is_a_503_and_comes_back(
+    running: Service, short: Path, long: Path, tmp_path: Path
+) -> None:
     answers: list[httpx.Response] = []
     seen = len(log_lines(running, "lip_sync received"))
     request = threading.Thread(target=lambda: answers.append(post(running, long)))
     request.start()
     wait_for(lambda: len(log_lines(running, "lip_sync received")) > seen, 20)
-    jobs = [submit(running, long)]
+    jobs = [submit(running, write_sound(tmp_path / "job.wav", tone(8), 16000))]
     wait_for(lambda: job(running, jobs[0])["progress"] > 0, 20)
     stubs = running.children()
     os.kill(running.triton_pid(), signal.SIGKILL)

@@ -99,7 +99,7 @@ def test_a_preparation_is_measured_by_stage(client: TestClient, clip: Path) -> N
 def test_running_waiting_and_batches_in_flight_are_seen_while_they_last(
     client: TestClient, lisa: str, settings: Settings, tmp_path: Path
 ) -> None:
-    sound = write_sound(tmp_path / "a.wav", tone(4), 16000)
+    sound = write_sound(tmp_path / "a.wav", tone(1.5), 16000)
     callers = [threading.Thread(target=say, args=(client, sound)) for _ in range(settings.max_concurrent_syncs + 1)]
     for caller in callers:
         caller.start()

@@ -292,6 +292,7 @@ def test_the_api_describes_itself(client: TestClient) -> None:
         ("/talks", "get"),
         ("/talks/{talk_id}", "get"),
         ("/talks/{talk_id}", "delete"),
+        ("/talks/{talk_id}/audio", "get"),
         ("/images", "post"),
         ("/audios", "post"),
         ("/generate-video", "post"),
