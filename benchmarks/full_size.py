@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from export import musetalk, pipeline
@@ -26,6 +25,7 @@ from export.gate import Reference, error_table, hold
 from export.memory import budget, budget_table, total
 from export.profiles import DECODERS, FP16
 from export.repository import CPU, ONNX, SERVED, write_repository
+from export.served import ask
 from lipserve import contract
 from lipserve.embedded import EmbeddedTriton
 from lipserve.settings import Settings
@@ -85,24 +85,10 @@ def through_triton(folder: Path, files: dict[str, Path], reference: Reference) -
     repository = write_repository(folder / "repository", CPU, files, "full-size")
     shutil.rmtree(repository / contract.VAE_ENCODER.name)  # not asked for here, and it would take memory
     with EmbeddedTriton(repository, settings.models_dir, folder / "run") as server:
-        answer = ask(server.grpc_url, reference)
+        feeds = {name: values[:2] for name, values in reference.feeds(contract.LIPSYNC).items()}
+        answer = ask(server.grpc_url, contract.LIPSYNC, feeds)
     check = hold(contract.VAE_DECODER, reference.faces[: len(answer)], answer)
     return {"max": check.maximum, "mean": check.mean}
-
-
-def ask(url: str, reference: Reference, frames: int = 2) -> np.ndarray:
-    """Faces of the first frames from the ensemble at `url`."""
-    import tritonclient.grpc as grpc
-
-    client = grpc.InferenceServerClient(url)
-    inputs = []
-    for tensor in contract.LIPSYNC.inputs:
-        values = getattr(reference, tensor.name)[:frames]
-        given = grpc.InferInput(tensor.name, values.shape, tensor.triton_dtype)
-        given.set_data_from_numpy(values)
-        inputs.append(given)
-    faces: np.ndarray = client.infer(contract.LIPSYNC.name, inputs).as_numpy(contract.FACES.name)
-    return faces
 
 
 @contextmanager

@@ -1,17 +1,24 @@
 """How fast the networks are on this GPU, backend by backend: UNet, both decoders, and the two one after another.
 
-    pip install -e '.[export]' onnxruntime-gpu tensorrt-cu12==10.5.0
-    python benchmarks/gpu.py [--minutes 9] [--batches 1,2,4,8,16,32]
+    pip install -e '.[export]' tensorrt-cu12==10.5.0
+    pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu
+    python benchmarks/gpu.py --folder DIR [--minutes 9] [--batches 1,2,4,8,16,32]
 
-Random weights of MuseTalk's own architecture, since speed does not ask what they say. Each backend runs in a process
-of its own, which is ended when the time is up; what it had measured by then counts, and what is missing says why.
+Random weights of MuseTalk's own architecture, since speed does not ask what they say. Eager and compiled torch are
+plain FP16, as the reference runs it; ONNX Runtime and TensorRT run the exported graphs with their float32 norms, the
+engine with one optimisation profile. Each step runs in a process of its own, cheap ones first, and has a share of the
+time that is left; what it had measured by then counts, and what is missing says why. With --folder weights, graphs,
+engines, timing and compiler caches are kept, so that another run of the same command goes on from there.
+
 Prints a table in Markdown, and RESULT with JSON as the last line. Exit code 2 without a GPU. `--rehearse` tries the
 script itself: small networks on the CPU.
 """
 
 import argparse
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,10 +33,15 @@ import numpy as np
 from lipserve import contract
 
 BACKENDS = ("torch eager", "onnxruntime", "tensorrt", "torch.compile")
+# All steps in their order, and how they share the time: what one leaves over goes to those after it.
+SHARES = {"weights": 2, "torch eager": 2, "graphs": 3, "onnxruntime": 2, "tensorrt": 4, "torch.compile": 3}
 STAGES = ("unet", "sd-vae", "taesd")
 WARM_UP = 3  # runs that do not count
 MEASURED_SECONDS = 0.7  # of each stage and batch, at least three runs
 PROFILE = "musetalk-v15"
+ENGINE_PROFILES = ((1, 8, contract.MAX_BATCH_SIZE),)  # production's three for the UNet take three times as long
+COMPILED_FIRST = (8, 1, 32)  # batches: each is compiled anew, and there may be no time for all
+OPERATIONS = "operations.json"  # in the folder: GFLOP of a frame by stage, written last of all weights
 
 # Dense FP16 tensor rate with FP32 sums, TFLOP/s, from NVIDIA's data sheets: half of the figure "with sparsity". The
 # first name that is part of the device's counts.
@@ -64,16 +76,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop, at the latest")
     parser.add_argument("--batches", default="1,2,4,8,16,32")
     parser.add_argument("--rehearse", action="store_true", help="small networks on the CPU")
-    parser.add_argument("--child", choices=("prepare", *BACKENDS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keeps what is made for another run; otherwise it is removed")
+    parser.add_argument("--child", choices=tuple(SHARES), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     batches = [int(batch) for batch in args.batches.split(",")]
     device = "cpu" if args.rehearse else "cuda"
-    if args.child == "prepare":
-        prepare(args.folder, "small" if args.rehearse else "full")
+    if args.child == "weights":
+        write_weights(args.folder, "small" if args.rehearse else "full")
+        return
+    if args.child == "graphs":
+        write_graphs(args.folder)
         return
     if args.child:
-        measure(args.child, args.folder, batches, device)
+        measure(args.child, args.folder, batches, device, args.seconds)
         return
     machine = describe(device)
     if machine is None:
@@ -100,20 +116,25 @@ def describe(device: str) -> dict[str, Any] | None:
 
 def orchestrate(args: argparse.Namespace, machine: dict[str, Any], batches: list[int]) -> None:
     deadline = time.monotonic() + 60 * args.minutes
-    with tempfile.TemporaryDirectory(prefix="lipserve-gpu-") as folder:
-        lines, why = child("prepare", args, folder, deadline)
-        if why:
-            print(f"The networks could not be made: {why}", file=sys.stderr)
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="lipserve-gpu-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    reasons: dict[str, str] = {}
+    try:
+        for step in SHARES:
+            found, why = child(step, args, folder, share(step, deadline - time.monotonic()))
+            rows += [row | {"backend": step} for row in found if "ms" in row]
+            left_out = [f"{row['stage']} at {row['left_out']}" for row in found if row.get("left_out")]
+            if why := why or (left_out and f"no time for {'; '.join(left_out)}"):
+                reasons[step] = why
+        if not (folder / OPERATIONS).is_file():
+            print(f"The networks could not be made: {reasons.get('weights')}", file=sys.stderr)
             raise SystemExit(1)
-        operations: dict[str, float] = lines[0]
-        rows: list[dict[str, Any]] = []
-        reasons: dict[str, str] = {}
-        for backend in BACKENDS:
-            found, why = child(backend, args, folder, deadline)
-            rows += [row | {"backend": backend} for row in found]
-            if why:
-                reasons[backend] = why
-    rows = with_ensembles(rows)
+        operations: dict[str, float] = json.loads((folder / OPERATIONS).read_text())
+    finally:
+        if args.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    rows = with_ensembles(sorted(rows, key=lambda row: (BACKENDS.index(row["backend"]), STAGES.index(row["stage"]))))
     for row in rows:
         row["fps"] = 1000 * row["batch"] / row["ms"]
         gigas = sum(operations[stage] for stage in row["stage"].split(" + "))
@@ -125,20 +146,24 @@ def orchestrate(args: argparse.Namespace, machine: dict[str, Any], batches: list
     print("RESULT", json.dumps(result))
 
 
-def child(name: str, args: argparse.Namespace, folder: str, deadline: float) -> tuple[list[dict[str, Any]], str]:
-    """The JSON lines that a child printed, and why it did not print all of them."""
-    left = deadline - time.monotonic()
-    if left < 5:
-        return [], "out of time"
-    command = [sys.executable, __file__, "--child", name, "--folder", folder, "--batches", args.batches]
-    command += ["--rehearse"] if args.rehearse else []
-    log = Path(folder) / "log"
-    with log.open("wb") as errors, (Path(folder) / "out").open("w+b") as out:
+def share(step: str, left: float) -> float:
+    """The seconds that a step may take of those that are left for it and all after it."""
+    steps = list(SHARES)
+    return left * SHARES[step] / sum(SHARES[other] for other in steps[steps.index(step) :])
+
+
+def child(step: str, args: argparse.Namespace, folder: Path, seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """The JSON lines that a step's process printed, and why it did not print all of them."""
+    command = [sys.executable, __file__, "--child", step, "--folder", str(folder), "--batches", args.batches]
+    command += ["--seconds", f"{seconds:.1f}", *(["--rehearse"] if args.rehearse else [])]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str((folder / "inductor").resolve())}
+    log = folder / "log"
+    with log.open("wb") as errors, (folder / "out").open("w+b") as out:
         try:
-            code = subprocess.run(command, stdout=out, stderr=errors, timeout=left).returncode
-            why = "" if code == 0 else last_line(log) or f"ended with {code}"
+            done = subprocess.run(command, stdout=out, stderr=errors, timeout=seconds, env=environment)
+            why = "" if done.returncode == 0 else last_line(log) or f"ended with {done.returncode}"
         except subprocess.TimeoutExpired:
-            why = "out of time"
+            why = f"out of time after {seconds:.0f} s"
         out.seek(0)
         lines = [json.loads(line) for line in out.read().decode().splitlines() if line.startswith("{")]
     return lines, why
@@ -152,26 +177,43 @@ def last_line(log: Path) -> str:
 # -- in a child -------------------------------------------------------------------------------------------------------
 
 
-def prepare(folder: Path, size: str) -> None:
-    """Weights, FP16 graphs, and the operations of a frame, which are printed in GFLOP."""
+def write_weights(folder: Path, size: str) -> None:
+    """Weights, and the operations of a frame in GFLOP."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from export import musetalk
-    from export.half import halve
-    from export.onnx_graphs import write_graph
 
+    if (folder / OPERATIONS).is_file():
+        return
     musetalk.write_random_weights(folder, 0, size, PROFILE)
     operations = {}
     for stage, graph in stages(folder).items():
-        halve(graph.module)
-        write_graph(graph, folder / f"{stage}.onnx", "random", folded=True)
         module = graph.module.to("meta")
         feeds = [torch.zeros(2, *t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in graph.model.inputs]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(*feeds)
         operations[stage] = counter.get_total_flops() / 2e9
-    print(json.dumps(operations))
+    (folder / OPERATIONS).write_text(json.dumps(operations))
+
+
+def write_graphs(folder: Path) -> None:
+    """FP16 graphs as production has them, each there whole or not at all."""
+    from export.bundle import data_file
+    from export.half import halve
+    from export.onnx_graphs import write_graph
+
+    for stage, graph in stages(folder).items():
+        path = folder / f"{stage}.onnx"
+        if path.is_file():
+            continue
+        fresh = folder / "fresh" / path.name
+        fresh.parent.mkdir(exist_ok=True)
+        halve(graph.module)
+        write_graph(graph, fresh, "random", folded=True)
+        if data_file(fresh).is_file():
+            data_file(fresh).replace(data_file(path))
+        fresh.replace(path)
 
 
 @cache
@@ -188,48 +230,62 @@ def stages(folder: Path) -> dict[str, Any]:
     return dict(zip(STAGES, (unet, *decoders), strict=True))
 
 
-def measure(backend: str, folder: Path, batches: list[int], device: str) -> None:
-    """Print a line of JSON for every stage and batch: median milliseconds, and GPU memory of the process in GB."""
+def measure(backend: str, folder: Path, batches: list[int], device: str, seconds: float) -> None:
+    """Print a line of JSON for every stage and batch: median milliseconds, and GPU memory of the process in GB.
+
+    Every stage has its part of the seconds; batches that it has none left for are printed as left out.
+    """
     import torch
 
+    deadline = time.monotonic() + seconds
     before = used(device)
     opened = {"torch eager": eager, "torch.compile": compiled, "onnxruntime": onnx_cuda, "tensorrt": engine}[backend]
-    for stage in STAGES:
+    if backend == "torch.compile":
+        batches = sorted(batches, key=lambda batch: (*COMPILED_FIRST, batch).index(batch))
+    for number, stage in enumerate(STAGES):
         model = contract.UNET if stage == "unet" else contract.VAE_DECODER
+        ends = time.monotonic() + (deadline - time.monotonic()) / (len(STAGES) - number)
         run = opened(folder, stage, model, device)
-        for batch in batches:
-            rng = np.random.default_rng(batch)
-            feeds = {
-                t.name: torch.from_numpy(rng.standard_normal((batch, *t.shape)).astype(t.dtype)).to(device)
-                for t in model.inputs
-            }
-            times = []
-            until = time.perf_counter() + 1e9
-            while len(times) < WARM_UP + 3 or time.perf_counter() < until:
-                if len(times) == WARM_UP:
-                    until = time.perf_counter() + MEASURED_SECONDS
-                started = time.perf_counter()
-                run(feeds)
-                synchronize(device)
-                times.append(time.perf_counter() - started)
-            row = {"stage": stage, "batch": batch, "ms": 1000 * float(np.median(times[WARM_UP:]))}
+        for place, batch in enumerate(batches):
+            if place and time.monotonic() > ends:
+                print(json.dumps({"stage": stage, "left_out": batches[place:]}), flush=True)
+                break
+            row = {"stage": stage, "batch": batch, "ms": 1000 * timed(run, model, batch, device)}
             print(json.dumps(row | {"gb": (used(device) - before) / 1e9}), flush=True)
         del run
         if device == "cuda":
             torch.cuda.empty_cache()
 
 
+def timed(run: "Runner", model: contract.Model, batch: int, device: str) -> float:
+    """Median seconds of a batch."""
+    import torch
+
+    rng = np.random.default_rng(batch)
+    feeds = {
+        t.name: torch.from_numpy(rng.standard_normal((batch, *t.shape)).astype(t.dtype)).to(device)
+        for t in model.inputs
+    }
+    times: list[float] = []
+    until = time.perf_counter() + 1e9
+    while len(times) < WARM_UP + 3 or time.perf_counter() < until:
+        if len(times) == WARM_UP:
+            until = time.perf_counter() + MEASURED_SECONDS
+        started = time.perf_counter()
+        run(feeds)
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[WARM_UP:]))
+
+
 Runner = Callable[[dict[str, Any]], Any]
 
 
 def eager(folder: Path, stage: str, model: contract.Model, device: str) -> Runner:
+    """Everything in FP16, norms too, as the reference loads its networks."""
     import torch
 
-    from export.half import halve
-
-    module = stages(folder).pop(stage).module
-    halve(module)
-    module = module.to(device).eval()
+    module = stages(folder).pop(stage).module.half().to(device).eval()
 
     def run(feeds: dict[str, Any]) -> Any:
         with torch.inference_mode():
@@ -252,15 +308,25 @@ def compiled(folder: Path, stage: str, model: contract.Model, device: str) -> Ru
 
 
 def onnx_cuda(folder: Path, stage: str, model: contract.Model, device: str) -> Runner:
+    """As the target onnx runs it."""
     import onnxruntime
     import torch
 
+    from export.arena import write_unnamed
+
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise SystemExit("this onnxruntime has no CUDA provider: pip install onnxruntime-gpu")
+        raise SystemExit(
+            "this onnxruntime has no CUDA provider, or another one lies over it: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        )
+    graph, served = folder / f"{stage}.onnx", folder / f"{stage}-served.onnx"
+    write_unnamed(graph, served)
+    settings = onnxruntime.SessionOptions()
+    settings.enable_mem_pattern = False
     options = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
     session = onnxruntime.InferenceSession(
-        folder / f"{stage}.onnx", providers=[(provider, options if device == "cuda" else {})]
+        served, settings, providers=[(provider, options if device == "cuda" else {})]
     )
     if session.get_providers()[0] != provider:
         raise SystemExit("onnxruntime's CUDA provider could not be loaded: are cuDNN and cuBLAS of its version there?")
@@ -280,14 +346,15 @@ def onnx_cuda(folder: Path, stage: str, model: contract.Model, device: str) -> R
 
 
 def engine(folder: Path, stage: str, model: contract.Model, device: str) -> Runner:
-    from export.tensorrt import PACKAGE, Engine, build, nearest_profile
+    from export.tensorrt import PACKAGE, Engine, keep, kept_or_built
 
     try:
         import tensorrt  # noqa: F401
     except ImportError:
         raise SystemExit(f"tensorrt is not installed: pip install {PACKAGE}") from None
-    runner = Engine(model, build(model, folder / f"{stage}.onnx", folder / "timing"))
-    return lambda feeds: runner.run_on_gpu(feeds, nearest_profile(model, len(next(iter(feeds.values())))))
+    path, plan = kept_or_built(folder / "engines", model, folder / f"{stage}.onnx", ENGINE_PROFILES, lambda words: None)
+    keep(path, plan)
+    return Engine(model, plan).run_on_gpu
 
 
 def synchronize(device: str) -> None:
@@ -338,8 +405,8 @@ def report(
             f"| {row['backend']} | {row['stage']} | {row['batch']} | {row['ms']:.2f} | {row['fps']:.1f} | "
             f"{row['tflops']:.1f} | {share} | {row['gb']:.2f} |"
         )
-    for backend, why in reasons.items():
-        print(f"| {backend} | {why.replace('|', '/')} | | | | | | |")
+    for step, why in reasons.items():
+        print(f"| {step} | {why.replace('|', '/')} | | | | | | |")
     print()
 
 

@@ -37,7 +37,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +48,7 @@ from export.modules import FaceDecoder, sinusoidal_positions
 from export.networks import Networks
 from export.profiles import FP16, FP32
 from export.repository import CPU, SERVED, write_repository
+from export.served import ask
 from export.verify import FLOAT_BOUND, HALF_ROUNDING, LEVEL_BOUND
 from gateway.audio import frame_count, speech
 from gateway.engine import Engine, SyncRequest
@@ -290,18 +290,6 @@ def served(networks: Networks, precision: str, scratch: Path, console: Console) 
             engine.close()
 
 
-def ask_unet(url: str, features: NDArray[np.float16], latents: NDArray[np.float16]) -> NDArray[np.float16]:
-    """The served UNet alone: (n, 50, 384) and (n, 8, 32, 32) to (n, 4, 32, 32)."""
-    inputs = []
-    for tensor, values in zip(contract.UNET.inputs, (features, latents), strict=True):
-        inputs.append(grpc.InferInput(tensor.name, values.shape, tensor.triton_dtype))
-        inputs[-1].set_data_from_numpy(values)
-    client = grpc.InferenceServerClient(url)
-    answer: NDArray[np.float16] = client.infer(contract.UNET.name, inputs).as_numpy(contract.LATENTS.name)
-    client.close()
-    return answer
-
-
 def blended_in_bgr(avatar: Avatar, index: int, picture: U8, face: U8) -> U8:
     """The frame with the avatar's box, region and mask, but in BGR as MuseTalk does it: uint8 (h, w, 3)."""
     out = picture.copy()
@@ -390,7 +378,8 @@ def tensor_rows(case: Case, engine: RecordingEngine, precision: str) -> list[Row
         np.stack([kept[i] for i in ours]) for kept in (engine.features, engine.latents, engine.faces)
     )
     context = features.astype(np.float32) + sinusoidal_positions(*contract.AUDIO_FEATURES.shape).numpy()
-    answer = ask_unet(engine.triton.url, features, latents)
+    feeds = {contract.AUDIO_FEATURES.name: features, contract.FACE_LATENTS.name: latents}
+    answer = ask(engine.triton.url, contract.UNET, feeds)
     if case.half or precision == FP16:
         latent_bound, level_bound = LATENT_BOUNDS.maximum, LEVEL_BOUNDS.maximum
     else:

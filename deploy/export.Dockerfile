@@ -10,8 +10,9 @@ COPY lipserve lipserve
 COPY gateway gateway
 COPY avatar_prep avatar_prep
 COPY export export
+COPY deploy/export.constraints.txt constraints.txt
 # torch with CUDA: it traces the networks on the CPU, and holds the tensors that engines are tried on
-RUN /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check '.[export]'
+RUN /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[export]'
 # TensorRT's Python half, in exactly the version and for the CUDA of this image
 RUN set -eu; \
     library="$(ls /usr/lib/x86_64-linux-gnu/libnvinfer.so.*.*.*)"; \

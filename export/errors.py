@@ -5,6 +5,7 @@ ExportError
 ├── UnknownProfile        no such set of weights
 ├── UnknownDecoder        no such decoder
 ├── ExportRefused         a graph does not compute what its torch module computes
+├── HeadroomLacking       a network's activations come too near the end of FP16
 ├── GraphsMissing         a profile's folder lacks graphs
 ├── GraphUnfit            a graph on disk is not what the contract asks for
 ├── WeightsMissing        a profile's weight files are not there
@@ -12,7 +13,8 @@ ExportError
 ├── CheckpointUnreadable  a file of weights is missing, cut off, or no state dict
 ├── StateUnfit            weights that do not belong into a network
 ├── EngineUnavailable     TensorRT or a GPU is not there, or of another version
-└── EngineFailed          TensorRT could not build an engine
+├── EngineFailed          TensorRT could not build an engine
+└── ServerUnavailable     a Triton does not answer, or lacks the models
 """
 
 from collections.abc import Iterable
@@ -50,6 +52,19 @@ class ExportRefused(ExportError):
     def __init__(self, graph: str, batch: int, error: float, bound: float, which: str = "maximum") -> None:
         super().__init__(f"graph {graph!r} refused at batch {batch}: {which} error {error:.3g} is over {bound:.3g}")
         self.graph, self.batch, self.error, self.bound = graph, batch, error, bound
+
+
+class HeadroomLacking(ExportError):
+    """Activations of a layer that, times the headroom asked for, FP16 cannot say."""
+
+    def __init__(self, graph: str, layer: str, largest: float, headroom: float, end: float) -> None:
+        super().__init__(
+            f"graph {graph!r} reaches {largest:.0f} in float32 at its layer {layer}, and {headroom:g} times that is "
+            f"over the {end:.0f} of FP16. Other faces and voices are louder than the export's four samples: how many "
+            f"times, --headroom says (default 4, at least 1). With a smaller one the graph goes on to the comparison "
+            f"with float32, which still decides: python -m export --headroom 2 …"
+        )
+        self.graph, self.layer, self.largest = graph, layer, largest
 
 
 class GraphsMissing(ExportError):
@@ -96,6 +111,17 @@ class EngineFailed(ExportError):
             f"python -m export --target onnx"
         )
         self.graph = graph
+
+
+class ServerUnavailable(ExportError):
+    """A Triton that should be held to the reference cannot be asked."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(
+            f"Triton at {url}: {why}. --url is host:port of its gRPC (8001, if published), and its models are those of "
+            f"the profile's model_repository/<target>"
+        )
+        self.url = url
 
 
 class GraphUnfit(ExportError):

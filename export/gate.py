@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from export.errors import ExportRefused, GraphUnfit
+from export.errors import ExportRefused, GraphUnfit, HeadroomLacking
 from lipserve import contract
 
 REFERENCE = "reference.npz"  # in a profile's folder
@@ -128,10 +128,13 @@ def measured(
     return Check(graph, tensor.name, len(expected), maximum, mean, bounds.maximum, bounds.mean)
 
 
-def require_headroom(graph: str, largest: float) -> None:
-    """Refuse a network whose activations come near the end of FP16; `largest`: absolute, of the reference."""
-    if not largest * HEADROOM <= HALF_MAX:
-        raise GraphUnfit(f"graph {graph!r}", f"reaches {largest:.0f} in float32, too near the {HALF_MAX:.0f} of FP16")
+def require_headroom(graph: str, layer: str, largest: float, headroom: float = HEADROOM) -> None:
+    """Refuse a network whose activations come near the end of FP16, or are not a number. Raises HeadroomLacking.
+
+    largest: absolute, of the reference, and of all layers `layer`'s; headroom: times that it must fit into FP16.
+    """
+    if not largest * headroom <= HALF_MAX:
+        raise HeadroomLacking(graph, layer, largest, headroom, HALF_MAX)
 
 
 def error_table(checks: Iterable[Check], title: str = "ONNX Runtime against torch") -> Table:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.bundle import HALVED, Bundle, data_file, graph_file, read_bundle
-from export.gate import REFERENCE
+from export.gate import HEADROOM, REFERENCE
 from export.profiles import FP16, FP32, UNETS, precision
 from export.repository import TENSORRT, move_file, require_target, write_repository
 
@@ -38,17 +38,22 @@ class Written:
 
 
 def write_graphs(
-    networks: Networks, folder: Path, progress: Progress | None = None, precision: str = FP32
+    networks: Networks,
+    folder: Path,
+    progress: Progress | None = None,
+    precision: str = FP32,
+    headroom: float = HEADROOM,
 ) -> list[Written]:
     """Export every graph of `networks` into `folder`, each checked against torch before the first is put in place.
 
-    In FP16 the networks are used up: UNet and decoder have no weights afterwards.
+    In FP16 the networks are used up: UNet and decoder have no weights afterwards. Their largest activation must then
+    fit into FP16 `headroom` times. Raises ExportRefused and HeadroomLacking.
     """
     say = progress or (lambda words: None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as name:
         scratch = Path(name)
-        written = _halved(networks, scratch, say) if precision == FP16 else _plain(networks, scratch, say)
+        written = _halved(networks, scratch, say, headroom) if precision == FP16 else _plain(networks, scratch, say)
         placed = []
         for done in written:
             path = folder / done.path.relative_to(scratch)
@@ -89,7 +94,7 @@ def _plain_graph(graph: Graph, folder: Path, notes: dict[str, str], say: Progres
     return Written(graph.name, path, _size(path), time.monotonic() - started, checks)
 
 
-def _halved(networks: Networks, folder: Path, say: Progress) -> list[Written]:
+def _halved(networks: Networks, folder: Path, say: Progress, headroom: float) -> list[Written]:
     """UNet and decoder in FP16, held to what they computed in float32; the encoders in float32."""
     from export.half import halve
     from export.onnx_graphs import graphs, metadata, write_graph
@@ -101,7 +106,7 @@ def _halved(networks: Networks, folder: Path, say: Progress) -> list[Written]:
     encoders = [graph for graph in whole if graph.model not in HALVED]
     written = {graph.name: _plain_graph(graph, folder, notes, say, folded=True) for graph in encoders}
     say("computing the reference")
-    kept = reference(networks)
+    kept = reference(networks, headroom)
     kept.save(folder)
     for graph in whole:
         if graph.model not in HALVED:
@@ -131,10 +136,6 @@ def publish(
     say = progress or (lambda words: None)
     require_target(target)
     folder = models_dir / profile
-    if target == TENSORRT:
-        from export.tensorrt import require_tensorrt
-
-        require_tensorrt()
     say("checking the graphs")
     bundle = read_bundle(folder, precision(profile, target))
     files = bundle.files

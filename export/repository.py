@@ -10,12 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from export.bundle import data_file
-from export.errors import UnknownTarget
+from export.bundle import data_file, graph_file
+from export.errors import GraphsMissing, UnknownTarget
+from export.profiles import precision, require_profile
 from export.triton_config import CPU, ONNX, TARGETS, TENSORRT, ensemble_config, model_config
 from lipserve import contract
 
-__all__ = ["CPU", "ONNX", "TARGETS", "TENSORRT", "graph_path", "replaced", "require_target", "write_repository"]
+__all__ = [
+    "CPU",
+    "ONNX",
+    "TARGETS",
+    "TENSORRT",
+    "graph_path",
+    "replaced",
+    "require_target",
+    "served_graphs",
+    "write_repository",
+]
 
 VERSION = "1"
 BACKEND_MODEL = Path(__file__).with_name("triton_model.py")
@@ -27,6 +38,21 @@ def require_target(target: str) -> None:
     """Refuse a target that does not exist."""
     if target not in TARGETS:
         raise UnknownTarget(target, TARGETS)
+
+
+def served_graphs(models_dir: Path, profile: str, target: str) -> dict[str, Path]:
+    """A profile's exported graphs that a target serves, by model name; not opened.
+
+    Raises UnknownProfile, UnknownTarget and GraphsMissing.
+    """
+    require_profile(profile)
+    require_target(target)
+    folder = models_dir / profile
+    files = {model.name: graph_file(folder, model, precision(profile, target)) for model in SERVED}
+    missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
+    if missing:
+        raise GraphsMissing(folder, missing)
+    return files
 
 
 def graph_path(folder: Path, model: contract.Model, target: str = CPU) -> Path:
@@ -42,7 +68,7 @@ def write_repository(repository: Path, target: str, graphs: Mapping[str, Path], 
         for model in SERVED:
             _model_folder(folder, model, model_config(model, weights_id, target))
             graph, place = graphs[model.name], graph_path(folder, model, target)
-            shutil.copyfile(graph, place)
+            _copy(graph, place, target)
             if data_file(graph).is_file():  # a graph names this file, so it keeps its name
                 _link(data_file(graph), place.with_name(data_file(graph).name))
             if target == CPU:
@@ -56,6 +82,15 @@ def _model_folder(folder: Path, model: contract.Model, config: str) -> None:
     version = folder / model.name / VERSION
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config)
+
+
+def _copy(graph: Path, place: Path, target: str) -> None:
+    if target == ONNX:
+        from export.arena import write_unnamed  # with onnx, which the target cpu goes without
+
+        write_unnamed(graph, place)
+    else:
+        shutil.copyfile(graph, place)
 
 
 def _link(source: Path, destination: Path) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf, isnan
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from export.gate import Reference, require_headroom
+from export.gate import HEADROOM, Reference, require_headroom
 from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
 from export.portrait import BUNDLED, Mouth, Portrait
@@ -50,8 +52,9 @@ def voice(seconds: float = 1.0) -> NDArray[np.float32]:
     return np.asarray(0.5 * heard / np.abs(heard).max(), np.float32)
 
 
-def reference(networks: Networks) -> Reference:
-    """What the networks, in float32, make of the samples; refused if their insides leave FP16 too little room."""
+def reference(networks: Networks, headroom: float = HEADROOM) -> Reference:
+    """What the networks, in float32, make of the samples. Raises HeadroomLacking if their insides, `headroom` times,
+    leave FP16 no room."""
     decoder = networks.decoder or networks.vae
     with torch.inference_mode():
 
@@ -65,28 +68,33 @@ def reference(networks: Networks) -> Reference:
         step, decode = UNetStep(networks.unet), FaceDecoder(decoder)
         # one frame at a time: the VAE's decoder takes a gigabyte for four
         frames = range(FRAMES)
-        with _largest(networks.unet, contract.UNET.name):
+        with _within_half(networks.unet, contract.UNET.name, headroom):
             prompted = [(torch.from_numpy(features[i : i + 1]), face_latents[i : i + 1]) for i in frames]
             latents = torch.cat([step(*inputs) for inputs in prompted])
-        with _largest(decoder.decoder, contract.VAE_DECODER.name):
+        with _within_half(decoder.decoder, contract.VAE_DECODER.name, headroom):
             faces = torch.cat([decode(latents[i : i + 1]) for i in frames])
     return Reference(pictures, features, face_latents.numpy(), latents.numpy(), faces.numpy())
 
 
 @contextmanager
-def _largest(network: nn.Module, graph: str) -> Iterator[None]:
+def _within_half(network: nn.Module, graph: str, headroom: float) -> Iterator[None]:
     """Hold the largest output of any layer meanwhile against FP16's end; norms hide what overflowed before them."""
-    seen = 0.0
+    seen: dict[str, float] = {}
 
-    def look(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal seen
-        if isinstance(output, Tensor):
-            seen = max(seen, float(output.abs().max()))
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                largest = float(output.abs().max())
+                seen[name] = max(seen.get(name, 0.0), inf if isnan(largest) else largest)
 
-    handles = [module.register_forward_hook(look) for module in network.modules()]
+        return module.register_forward_hook(look)
+
+    handles = [watch(name, module) for name, module in network.named_modules() if name]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-    require_headroom(graph, seen)
+    # the first of equals is the layer that made it; what follows only handed it on
+    layer = max(seen, key=lambda name: seen[name])
+    require_headroom(graph, layer, seen[layer], headroom)

@@ -1,6 +1,6 @@
 """TensorRT engines from the checked ONNX graphs, held to the same reference as the graphs themselves.
 
-An engine is of one GPU model, one TensorRT version and one graph, and its file name says which:
+An engine is of one GPU model, one TensorRT version, one graph and its batch profiles, and its file name says which:
 
     models/<profile>/engines/unet-nvidia-rtx-a5000-10.5.0-1a2b3c4d5e6f.plan
 
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from export.bundle import Bundle, data_file
 from export.errors import EngineFailed, EngineUnavailable
 from export.gate import Check, Reference, hold
+from export.operators import require_operators
 from export.repository import SERVED
 from export.triton_config import BATCH_PROFILES
 from lipserve import contract
@@ -38,18 +38,7 @@ PACKAGE = f"tensorrt-cu12=={TENSORRT_VERSION}"
 WORKSPACE = 4 << 30  # bytes a tactic may ask for while it is tried
 HASH_DIGITS = 12
 
-# What TensorRT's ONNX parser takes, of the operators that such graphs are made of. Source: "Supported ONNX Operators",
-# docs/operators.md of onnx/onnx-tensorrt for TensorRT 10, opsets from 9. uint8 exists at a network's inputs and outputs
-# only, next to a Cast. Sequences (SplitToSequence, SequenceAt) it does not take, so graphs are written folded.
-_OPERATORS = """
-Abs Add And Cast CastLike Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos DepthToSpace Div
-Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements Gelu Gemm GlobalAveragePool Greater
-GreaterOrEqual GroupNormalization Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual
-Log MatMul Max Mean Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd
-ReduceSum Relu Reshape Resize Round Shape Sigmoid Sign Sin Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Sum
-Tanh Tile Transpose Unsqueeze Where
-"""
-PARSER_OPERATORS = frozenset(_OPERATORS.split())
+Profiles = Sequence[tuple[int, int, int]]  # (smallest, optimal, largest) batch of each optimisation profile
 
 
 def require_tensorrt() -> None:
@@ -73,38 +62,33 @@ def require_tensorrt() -> None:
 def build_engines(folder: Path, bundle: Bundle, say: Callable[[str], None]) -> dict[str, Path]:
     """The engines of a profile's served graphs by model name, from `folder`/engines or built now; each is held to the
     reference. Raises EngineUnavailable, EngineFailed, GraphUnfit and ExportRefused."""
+    require_operators(bundle.files)
     require_tensorrt()
     reference = Reference.load(folder)
-    for model in SERVED:
-        require_operators(bundle.files[model.name])
     engines = {}
     for model in SERVED:
-        graph = bundle.files[model.name]
-        path = engine_file(folder, model, graph)
-        plan = path.read_bytes() if path.is_file() else None
-        if plan is None:
-            say(f"building the engine of {model.name}: minutes")
-            plan = build(model, graph, folder / "engines" / f"{_machine()}.timing")
+        path, plan = kept_or_built(folder / "engines", model, bundle.files[model.name], BATCH_PROFILES[model.name], say)
         say(f"checking the engine of {model.name}")
         check(model, plan, reference)
-        _keep(path, plan)
+        keep(path, plan)
         engines[model.name] = path
     return engines
 
 
-def require_operators(graph: Path) -> Counter[str]:
-    """The operators of a graph, counted. Raises EngineFailed if TensorRT's parser does not take one of them."""
-    import onnx
+def kept_or_built(
+    folder: Path, model: contract.Model, graph: Path, profiles: Profiles, say: Callable[[str], None]
+) -> tuple[Path, bytes]:
+    """The plan of a graph for this GPU, and the file in `folder` that it is from, or belongs into: that is not written.
+    The timing cache lies beside it. Raises EngineFailed."""
+    path = engine_file(folder, model, graph, profiles)
+    if path.is_file():
+        return path, path.read_bytes()
+    say(f"building the engine of {model.name}: minutes")
+    return path, build(model, graph, folder / f"{_machine()}.timing", profiles)
 
-    found = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
-    unknown = sorted(set(found) - PARSER_OPERATORS)
-    if unknown:
-        raise EngineFailed(graph.stem, f"its parser takes no {', '.join(unknown)}")
-    return found
 
-
-def build(model: contract.Model, graph: Path, timings: Path) -> bytes:
-    """Build a plan with the optimisation profiles of the model's configuration; `timings` is read and written."""
+def build(model: contract.Model, graph: Path, timings: Path, profiles: Profiles) -> bytes:
+    """Build a plan with these optimisation profiles; `timings` is read and written. Raises EngineFailed."""
     import tensorrt as trt
 
     log = _log(trt)
@@ -117,8 +101,10 @@ def build(model: contract.Model, graph: Path, timings: Path) -> bytes:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    for smallest, optimal, largest in BATCH_PROFILES[model.name]:
+    # Refused if it is damaged, or of a device that has this name and other properties.
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    for smallest, optimal, largest in profiles:
         profile = builder.create_optimization_profile()
         for tensor in model.inputs:
             shapes = ((batch, *tensor.shape) for batch in (smallest, optimal, largest))
@@ -127,15 +113,18 @@ def build(model: contract.Model, graph: Path, timings: Path) -> bytes:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineFailed(model.name, "; ".join(log.errors[-3:]) or "the builder gave no reason")
-    _keep(timings, bytes(config.get_timing_cache().serialize()))
+    if (cache := config.get_timing_cache()) is not None:
+        keep(timings, bytes(cache.serialize()))
     return bytes(plan)
 
 
 def check(model: contract.Model, plan: bytes, reference: Reference) -> list[Check]:
     """Run a plan on the reference's frames, on every optimisation profile. Raises EngineFailed and ExportRefused."""
-    runner = Engine(model, plan)
+    runner, profiles = Engine(model, plan), BATCH_PROFILES[model.name]
+    if runner.profiles != len(profiles):
+        raise EngineFailed(model.name, f"it has {runner.profiles} optimisation profiles instead of {len(profiles)}")
     checks = []
-    for index, (_, _, largest) in enumerate(BATCH_PROFILES[model.name]):
+    for index, (_, _, largest) in enumerate(profiles):
         n = min(largest, len(reference))
         answer = runner.run({name: feed[:n] for name, feed in reference.feeds(model).items()}, index)
         checks.append(hold(model, reference.output(model)[:n], answer))
@@ -153,10 +142,17 @@ class Engine:
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise EngineFailed(model.name, "; ".join(self._log.errors[-3:]) or "the plan cannot be read")
+            raise self._failed("the plan cannot be read")
         self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise self._failed("there is no memory for an execution context")
         self._stream: torch.cuda.Stream | None = None
         self._profile = -1
+
+    @property
+    def profiles(self) -> int:
+        """How many optimisation profiles it has."""
+        return int(self._engine.num_optimization_profiles)
 
     @property
     def memory(self) -> int:
@@ -172,7 +168,7 @@ class Engine:
         return answer
 
     def run_on_gpu(self, inputs: Mapping[str, torch.Tensor], profile: int = 0) -> torch.Tensor:
-        """The same with tensors that are on the GPU already; returns when the output is there."""
+        """The same with tensors that are on the GPU already; returns when the output is there. Raises EngineFailed."""
         import torch
 
         (tensor,) = self.model.outputs
@@ -183,16 +179,25 @@ class Engine:
         stream: Any = self._stream
         stream.wait_stream(torch.cuda.current_stream())
         if profile != self._profile:
-            self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+            done = self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+            self._require(done, f"optimisation profile {profile} cannot be set")
             self._profile = profile
         for name, values in inputs.items():
-            self._context.set_input_shape(name, tuple(values.shape))
-            self._context.set_tensor_address(name, values.data_ptr())
-        self._context.set_tensor_address(tensor.name, output.data_ptr())
-        if not self._context.execute_async_v3(stream.cuda_stream):
-            raise EngineFailed(self.model.name, "; ".join(self._log.errors[-3:]) or "the engine did not run")
+            shape = tuple(values.shape)
+            self._require(self._context.set_input_shape(name, shape), f"profile {profile} takes no {name} of {shape}")
+            self._require(self._context.set_tensor_address(name, values.data_ptr()), f"it has no input {name}")
+        self._require(self._context.set_tensor_address(tensor.name, output.data_ptr()), f"it has no {tensor.name}")
+        self._require(self._context.execute_async_v3(stream.cuda_stream), "the engine did not run")
         stream.synchronize()
         return output
+
+    def _require(self, done: bool, otherwise: str) -> None:
+        if not done:
+            raise self._failed(otherwise)
+
+    def _failed(self, otherwise: str) -> EngineFailed:
+        """With TensorRT's own last words, if it had any."""
+        return EngineFailed(self.model.name, "; ".join(self._log.errors[-3:]) or otherwise)
 
 
 def nearest_profile(model: contract.Model, batch: int) -> int:
@@ -202,14 +207,14 @@ def nearest_profile(model: contract.Model, batch: int) -> int:
     return min(fitting)[1]
 
 
-def engine_file(folder: Path, model: contract.Model, graph: Path) -> Path:
-    """Where the engine of a graph lies for this GPU and this TensorRT."""
-    return folder / "engines" / f"{model.name}-{_machine()}-{graph_hash(graph)}.plan"
+def engine_file(folder: Path, model: contract.Model, graph: Path, profiles: Profiles) -> Path:
+    """Where in `folder` the engine of a graph with these profiles lies for this GPU and this TensorRT."""
+    return folder / f"{model.name}-{_machine()}-{engine_hash(graph, profiles)}.plan"
 
 
-def graph_hash(graph: Path) -> str:
-    """SHA-256 over an ONNX file and its weights, the first digits."""
-    sha = hashlib.sha256()
+def engine_hash(graph: Path, profiles: Profiles) -> str:
+    """SHA-256 over the profiles, an ONNX file and its weights, the first digits."""
+    sha = hashlib.sha256(repr([tuple(profile) for profile in profiles]).encode())
     for file in (graph, data_file(graph)):
         if file.is_file():
             with file.open("rb") as handle:
@@ -227,7 +232,7 @@ def _machine() -> str:
     return f"{gpu}-{tensorrt.__version__}"
 
 
-def _keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")

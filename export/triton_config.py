@@ -22,8 +22,9 @@ QUEUE_SIZE = 64  # requests of one level, more are refused at once: eight gatewa
 BATCH_TIMEOUT = 60_000_000  # microseconds in the queue; the gateway has given up by then
 LIVE_TIMEOUT = 2_000_000  # microseconds; a frame that late is of no use to anyone
 
-# Batch sizes that run before the server calls itself ready, so that no request waits for a kernel to be chosen.
-WARM_BATCH_SIZES = (1, *PREFERRED_BATCH_SIZES, contract.MAX_BATCH_SIZE)
+# Batch sizes that run before the server calls itself ready, so that no request waits for a kernel to be chosen. The
+# largest first: what ONNX Runtime's arena holds for it serves the others, while growing with each takes both.
+WARM_BATCH_SIZES = (contract.MAX_BATCH_SIZE, *sorted(PREFERRED_BATCH_SIZES, reverse=True), 1)
 GRAPHED_BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # recorded as CUDA graphs: other sizes run without one
 CUDA_GRAPHS_SHARE = 0.1  # of a context's memory that its recorded graphs add: assumed
 # TensorRT optimisation profiles, (smallest, optimal, largest) batch; Triton takes the one whose optimum is nearest, and
@@ -42,6 +43,8 @@ CUDA_OPTIONS = {
     "arena_extend_strategy": "1",  # same as requested
     "do_copy_in_default_stream": "1",
 }
+# A memory pattern is one more block of the arena for every batch size that comes, and none is given back.
+SESSION_OPTIONS = {"enable_mem_pattern": "0"}
 CUDA_PROVIDER = {"cudnn_conv_use_max_workspace": "1", "use_ep_level_unified_stream": "1"}
 
 Value = str | int | bool | Mapping[str, "Value"] | Sequence["Value"]
@@ -77,7 +80,7 @@ def _onnxruntime_on_gpu(model: contract.Model, weights_id: str) -> dict[str, Val
         "instance_group": [{"kind": Word("KIND_GPU"), "count": INSTANCES}],
         "optimization": {"execution_accelerators": {"gpu_execution_accelerator": [provider]}},
         "model_warmup": _warm_up(model),
-        **_parameters(**CUDA_OPTIONS, **{contract.WEIGHTS_ID: weights_id}),
+        **_parameters(**CUDA_OPTIONS, **SESSION_OPTIONS, **{contract.WEIGHTS_ID: weights_id}),
     }
 
 

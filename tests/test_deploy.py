@@ -16,6 +16,8 @@ import pytest
 import yaml
 from dashboards import dashboards, expressions
 from fastapi.testclient import TestClient
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 from samples import tone, write_sound
 
 from export import cli
@@ -28,6 +30,7 @@ from lipserve.settings import Settings
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
 EXAMPLE = ROOT / ".env.example"
+CONSTRAINTS = ROOT / "deploy/export.constraints.txt"
 RECIPES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
 
 # Triton's, where there is a GPU: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md
@@ -45,8 +48,9 @@ needs_compose = pytest.mark.skipif(
 )
 
 
-def compose(env_file: Path) -> subprocess.CompletedProcess[str]:
-    command = ["docker-compose", "-f", COMPOSE, "--env-file", env_file, "--profile", "export", "config"]
+def compose(env_file: Path, *more: Path) -> subprocess.CompletedProcess[str]:
+    files = [word for file in (COMPOSE, *more) for word in ("-f", file)]
+    command = ["docker-compose", *files, "--env-file", env_file, "--profile", "export", "config"]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={"PATH": "/usr/local/bin:/usr/bin:/bin"}
     )
@@ -64,6 +68,56 @@ def services() -> dict[str, Any]:
 @needs_compose
 def test_the_compose_file_is_valid_with_the_example(services: dict[str, Any]) -> None:
     assert set(services) == {"triton", "gateway", "prometheus", "grafana", "export"}
+
+
+class Strict(yaml.SafeLoader):
+    """Refuses a key that is there twice, as Compose 2 does; YAML's own loader and Compose 1 take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"twice: {sorted(twice)}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+@pytest.mark.parametrize("file", [COMPOSE, *sorted((ROOT / "deploy").rglob("*.yml"))], ids=lambda file: file.name)
+def test_no_key_is_there_twice(file: Path) -> None:
+    yaml.load(file.read_text(), Strict)
+
+
+def test_a_key_that_is_there_twice_is_noticed() -> None:
+    with pytest.raises(yaml.constructor.ConstructorError, match=r"twice: \['b'\]"):
+        yaml.load("a: {b: 1, c: 2, b: 1}", Strict)
+    yaml.load("x: &x {b: 1}\na: {<<: *x, b: 2}", Strict)
+
+
+@needs_compose
+def test_tritons_ports_open_on_this_machine_only_and_only_if_asked_for() -> None:
+    done = compose(EXAMPLE, ROOT / "deploy/triton-ports.yml")
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load(done.stdout)["services"]
+    assert found["triton"]["ports"] == ["127.0.0.1:8001:8001/tcp", "127.0.0.1:8002:8002/tcp"]
+    assert found["triton"]["image"] == TRITON_IMAGE
+
+
+def test_the_documented_triton_can_be_measured() -> None:
+    """perf_analyzer asks port 8001, and benchmarks/ensemble.py the metrics of port 8002."""
+    for file in ("docs/gpu.md", "README.md"):
+        text = (ROOT / file).read_text()
+        assert "benchmarks/ensemble.py --url localhost:8001" in text and "deploy/triton-ports.yml" in text, file
+        assert "export.served --url localhost:8001" in text, file
+    assert "-p 127.0.0.1:8001:8001 -p 127.0.0.1:8002:8002" in (ROOT / "docs/gpu.md").read_text()
+
+
+def test_the_exports_image_has_versions_that_pyproject_allows() -> None:
+    pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#"))
+    assert pins.keys() >= {"diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "torch"}
+    assert f"-c {CONSTRAINTS.name.removeprefix('export.')} " in (ROOT / "deploy/export.Dockerfile").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    for name, version in pins.items():
+        for asked in re.findall(rf'"{name}([<>=~!][^"]*)"', project):
+            assert Version(version) in SpecifierSet(asked), name
 
 
 @needs_compose

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,16 +17,33 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
+import arena  # noqa: E402
+import gpu  # noqa: E402
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
+from exports import remembered  # noqa: E402
 from google.protobuf import text_format  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tritonclient.grpc import model_config_pb2  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from export import bundle, gate, half, memory, musetalk, onnx_graphs, pipeline, profiles, samples, tensorrt  # noqa: E402
+from export import (  # noqa: E402
+    bundle,
+    gate,
+    half,
+    memory,
+    musetalk,
+    onnx_graphs,
+    operators,
+    pipeline,
+    profiles,
+    samples,
+    served,
+    tensorrt,
+)
 from export import triton_config as config  # noqa: E402
+from export.arena import write_unnamed  # noqa: E402
 from export.checkpoints import modern_attention, read_state  # noqa: E402
 from export.cli import app  # noqa: E402
 from export.errors import (  # noqa: E402
@@ -36,6 +54,8 @@ from export.errors import (  # noqa: E402
     ExportRefused,
     GraphsMissing,
     GraphUnfit,
+    HeadroomLacking,
+    ServerUnavailable,
     StateUnfit,
     WeightsMissing,
 )
@@ -46,6 +66,12 @@ from lipserve.embedded import EmbeddedTriton  # noqa: E402
 
 V15 = "musetalk-v15"
 NAMES = ["unet", "vae_decoder", "vae_encoder", "audio_encoder"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_graph_once() -> Iterator[None]:
+    with remembered():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -262,9 +288,13 @@ def test_half_graphs_are_half_with_islands_and_no_sequence(halved: tuple[Path, l
         assert {types[node.output[0]] for node in convolutions} == {TensorProto.FLOAT16}
 
 
-def test_gpu_graphs_use_only_what_tensorrts_parser_takes(halved: tuple[Path, list[pipeline.Written]]) -> None:
-    for place in ("fp16/unet.onnx", "fp16/vae_decoder.onnx"):
-        assert tensorrt.require_operators(halved[0] / V15 / place)["Conv"] > 10
+def test_gpu_graphs_use_only_what_tensorrts_parser_takes(
+    halved: tuple[Path, list[pipeline.Written]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    operators.main(["--models-dir", str(halved[0])])
+    assert "TensorRT's parser takes them all" in capsys.readouterr().out
+    for place in ("fp16/unet.onnx", "fp16/vae_decoder.onnx", "vae_encoder.onnx"):
+        assert operators.operators(halved[0] / V15 / place)["Conv"] > 10
         opset = onnx.load(halved[0] / V15 / place, load_external_data=False).opset_import[0].version
         assert opset == onnx_graphs.OPSET
 
@@ -285,7 +315,7 @@ def test_a_graph_of_other_weights_is_refused_by_the_gate(
 def test_a_refused_graph_leaves_nothing(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     strict = gate.BOUNDS | {"vae_decoder": gate.Bounds(8, 1e-7)}
     monkeypatch.setattr(gate, "BOUNDS", strict)
-    networks = musetalk.load(weights, V15, "taesd")
+    networks = musetalk.load(weights, V15)
     decoder = onnx_graphs.graphs(networks)[1]
     monkeypatch.setattr(onnx_graphs, "graphs", lambda networks: (decoder,))
     with pytest.raises(ExportRefused, match=r"'vae_decoder' refused at batch 1: mean error .* is over 1e-07"):
@@ -307,11 +337,42 @@ def test_mean_and_maximum_are_both_bounds() -> None:
         gate.hold(contract.UNET, latents, np.full_like(latents, np.nan))
 
 
-def test_a_network_near_the_end_of_fp16_is_refused_by_name(weights: Path) -> None:
+def test_a_network_near_the_end_of_fp16_is_refused_by_name_and_layer(weights: Path) -> None:
     networks = musetalk.load(weights, V15)
-    networks.vae.decoder.conv_in.weight.data.mul_(1e6)  # the next norm makes the pictures plain again
-    with pytest.raises(GraphUnfit, match=r"'vae_decoder' reaches \d+ in float32, too near the 65504 of FP16"):
+    decoder = networks.vae.decoder
+    decoder.conv_in.weight.data.mul_(1e6)  # the next norm makes the pictures plain again
+    said = r"'vae_decoder' reaches \d+ in float32 at its layer \S+, and 4 times that is over the 65504 of FP16"
+    with pytest.raises(HeadroomLacking, match=said) as refusal:
         samples.reference(networks)
+    assert refusal.value.layer in dict(decoder.named_modules())
+    assert f"--headroom says (default {gate.HEADROOM:g}" in str(refusal.value)
+    decoder.conv_in.weight.data.mul_(30_000 / refusal.value.largest)  # two times fit, four do not
+    with pytest.raises(HeadroomLacking, match=r"reaches (29|30)\d\d\d in"):
+        samples.reference(networks)
+    assert len(samples.reference(networks, headroom=2)) == samples.FRAMES
+
+
+def test_headroom_is_of_the_largest_activation_and_what_is_no_number_has_none() -> None:
+    gate.require_headroom("unet", "conv_in", 65_504 / 4)
+    gate.require_headroom("unet", "conv_in", 65_504, headroom=1)
+    for largest in (65_504 / 4 + 1, float("inf"), float("nan")):
+        with pytest.raises(HeadroomLacking):
+            gate.require_headroom("unet", "conv_in", largest)
+    network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+    with (
+        pytest.raises(HeadroomLacking, match="inf in float32 at its layer 0"),
+        samples._within_half(network, "unet", 1),
+    ):
+        network(torch.tensor([float("nan")]))
+        network(torch.tensor([1.0]))
+
+
+def test_the_headroom_asked_for_reaches_the_check(copied: Path, tmp_path: Path) -> None:
+    options = ("--target", "onnx", "--profile", V15, "--models-dir", str(copied))
+    result = run(*options, "--model-repository", str(tmp_path / "repository"), "--headroom", "1e6")
+    assert result.exit_code == 1
+    assert "and 1e+06 times that is over the 65504 of FP16" in " ".join(result.output.split())
+    assert not (tmp_path / "repository").exists()
 
 
 def test_the_reference_is_drawn_faces_and_a_voice(halved: tuple[Path, list[pipeline.Written]]) -> None:
@@ -321,7 +382,7 @@ def test_the_reference_is_drawn_faces_and_a_voice(halved: tuple[Path, list[pipel
     assert np.abs(np.diff(reference.crops.astype(int), axis=1)).mean() < 12  # a picture, not noise
     assert all(reference.audio_features[i].std() > 0.1 for i in range(4))
     assert not np.array_equal(reference.audio_features[0], reference.audio_features[1])
-    assert np.array_equal(samples.crops(), reference.crops)
+    assert np.array_equal(samples.crops.__wrapped__(), reference.crops)  # drawn again
     with pytest.raises(GraphUnfit, match="different lengths"):
         dataclasses.replace(reference, faces=reference.faces[:2])
     with pytest.raises(GraphUnfit, match="nothing can be held to it"):
@@ -360,6 +421,8 @@ def test_graphs_that_are_there_are_used(
     options = ("--target", "onnx", "--profile", V15, "--models-dir", str(halved[0]))
     result = run(*options, "--model-repository", str(tmp_path))  # no weight file is in this folder
     assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "GPU memory of target onnx at batch 32" in said and "parser takes no" not in said
     assert not list((tmp_path / "onnx").rglob("model.py"))
     assert (tmp_path / "onnx/unet/1/unet.onnx.data").is_file()
     again = run(*options, "--again", "--model-repository", str(tmp_path))
@@ -436,7 +499,7 @@ def test_gpu_models_are_warm_at_the_batches_that_come(model: contract.Model, tar
     (group,) = found.instance_group
     assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
     assert found.backend == {"onnx": "onnxruntime", "tensorrt": "tensorrt"}[target]
-    assert [warm.batch_size for warm in found.model_warmup] == [1, *config.PREFERRED_BATCH_SIZES, 32]
+    assert [warm.batch_size for warm in found.model_warmup] == [32, 16, 8, 1]  # the largest first
     for warm in found.model_warmup:
         assert set(warm.inputs) == {tensor.name for tensor in model.inputs}
         for tensor in model.inputs:
@@ -451,6 +514,39 @@ def test_onnx_runtime_runs_on_cuda_with_an_arena_that_does_not_double() -> None:
     assert provider.name == "cuda"
     assert found.parameters["arena_extend_strategy"].string_value == "1"
     assert found.parameters["cudnn_conv_algo_search"].string_value == "1"
+    assert found.parameters["enable_mem_pattern"].string_value == "0"
+
+
+def test_graphs_for_onnx_runtime_on_a_gpu_have_no_name_for_the_batch(
+    halved: tuple[Path, list[pipeline.Written]], tmp_path: Path
+) -> None:
+    files = {written.graph: written.path for written in halved[1]}
+    repository = write_repository(tmp_path, config.ONNX, files, "musetalk-v15-0")
+    reference = gate.Reference.load(halved[0] / V15)
+    for model in SERVED:
+        place = repository / model.name / "1/model.onnx"
+        graph = onnx.load(place, load_external_data=False).graph
+        assert not [
+            axis.dim_param
+            for value in (*graph.input, *graph.output, *graph.value_info)
+            for axis in value.type.tensor_type.shape.dim
+            if axis.dim_param
+        ]
+        (answer,) = onnxruntime.InferenceSession(place).run(None, reference.feeds(model))
+        gate.hold(model, reference.output(model), answer)
+
+
+def test_the_arena_holds_less_the_way_it_is_served(halved: tuple[Path, list[pipeline.Written]], tmp_path: Path) -> None:
+    """Of the VAE's encoder, which is float32, so that a CPU runs it without casts."""
+    named, unnamed = halved[0] / V15 / "vae_encoder.onnx", tmp_path / "vae_encoder.onnx"
+    write_unnamed(named, unnamed)
+    patterns, before, after = (
+        arena.held(graph, warm, [3, 4, 3, 4], patterns)
+        for graph, warm, patterns in ((named, [1, 4], True), (named, [4, 1], False), (unnamed, [4, 1], False))
+    )
+    assert patterns[1] > 1.3 * patterns[0]  # a block for every batch size that comes again
+    assert before[0] == before[1] and after[0] == after[1]
+    assert patterns[1] > 1.5 * before[1] and before[1] > 1.3 * after[1]
 
 
 @pytest.mark.parametrize("model", SERVED, ids=lambda model: model.name)
@@ -498,8 +594,9 @@ def test_the_budget_grows_with_the_batch_and_counts_every_file(halved: tuple[Pat
     for written, one, many, engine in zip(halved[1], small, large, engines, strict=False):
         assert one.weights == many.weights == written.size
         assert many.activations == pytest.approx(32 * one.activations, rel=0.02)
-        contexts = len(config.BATCH_PROFILES[one.model])
-        assert engine.activations == pytest.approx(many.activations * contexts * 1.1)
+        alive = memory.peak_activations(written.path, 32)
+        assert many.activations == alive * memory.ARENA[many.model]
+        assert engine.activations == pytest.approx(alive * len(config.BATCH_PROFILES[one.model]) * 1.1)
     faces = 32 * 256 * 256 * 3
     assert large[1].activations > 8 * faces
     assert memory.total(large) == sum(share.total for share in large) + memory.ALLOWANCE
@@ -511,6 +608,27 @@ def test_a_budget_that_does_not_fit_fails(halved: tuple[Path, list[pipeline.Writ
     assert fits.returncode == 0, fits.stdout + fits.stderr
     tight = subprocess.run([*command, "1"], capture_output=True, text=True)
     assert tight.returncode == 1 and "does not fit" in tight.stdout
+
+
+def test_the_demos_graphs_are_published_uncounted(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not folded: sequences have no size."""
+    models = ("--models-dir", str(exported / "models"))
+    result = run("--target", "onnx", "--profile", "demo", *models, "--model-repository", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "onnx/unet/1/model.onnx").is_file() and "GPU memory" not in result.output
+    with pytest.raises(SystemExit):
+        memory.main(["--profile", "demo", *models])
+    assert "is a sequence" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_card_is_the_one_that_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert memory.card() == memory.CARD
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 * 10**9))
+    assert memory.card() == 8e9
 
 
 # -- TensorRT ---------------------------------------------------------------------------------------------------------
@@ -550,7 +668,25 @@ def test_the_benchmark_says_that_there_is_no_gpu() -> None:
     assert "No NVIDIA GPU that torch can use is here" in result.stderr
 
 
-def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path) -> None:
+def test_every_step_of_the_benchmark_has_a_share_of_the_time() -> None:
+    left = 540.0
+    for step in gpu.SHARES:
+        seconds = gpu.share(step, left)
+        assert seconds >= 60
+        left -= seconds
+    assert left == pytest.approx(0)
+    assert [step for step in gpu.SHARES if step in gpu.BACKENDS] == list(gpu.BACKENDS)
+
+
+def test_the_benchmarks_eager_torch_is_plain_half(weights: Path) -> None:
+    run = gpu.eager(weights, "unet", contract.UNET, "cpu")
+    assert {tensor.dtype for tensor in run.module.state_dict().values()} == {torch.float16}
+    assert not [module for module in run.module.modules() if isinstance(module, half.GroupNormIsland)]
+    feeds = {tensor.name: torch.zeros(1, *tensor.shape).half() for tensor in contract.UNET.inputs}
+    assert run(feeds).shape == (1, *contract.LATENTS.shape)
+
+
+def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [
         helper.make_node("SplitToSequence", ["x"], ["s"], axis=1),
         helper.make_node("SequenceAt", ["s", "i"], ["y"]),
@@ -559,8 +695,26 @@ def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path) -> None:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in sizes.items()]
     index = helper.make_tensor("i", TensorProto.INT64, [], [0])
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], [index])), tmp_path / "unet.onnx")
+    files = {model.name: tmp_path / "unet.onnx" for model in SERVED}
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # it is said on any machine
     with pytest.raises(EngineFailed, match=r"'unet': its parser takes no SequenceAt, SplitToSequence.*target onnx"):
-        tensorrt.require_operators(tmp_path / "unet.onnx")
+        tensorrt.build_engines(tmp_path, bundle.Bundle(files, "x"), print)
+
+
+def test_operators_are_counted_in_subgraphs_and_by_domain(tmp_path: Path) -> None:
+    float_, bool_ = TensorProto.FLOAT, TensorProto.BOOL
+    inner = helper.make_graph(
+        [helper.make_node("Det", ["x"], ["inside"])], "b", [], [helper.make_tensor_value_info("inside", float_, None)]
+    )
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner),
+        helper.make_node("Attention", ["y"], ["z"], domain="com.microsoft"),
+    ]
+    given = [helper.make_tensor_value_info("c", bool_, []), helper.make_tensor_value_info("x", float_, [2, 2])]
+    graph = helper.make_graph(nodes, "g", given, [helper.make_tensor_value_info("z", float_, None)])
+    onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
+    assert operators.operators(tmp_path / "g.onnx") == {"If": 1, "Det": 2, "com.microsoft::Attention": 1}
+    assert operators.unknown_operators(tmp_path / "g.onnx") == ["Det", "com.microsoft::Attention"]
 
 
 def module(**names: Any) -> Any:
@@ -572,7 +726,10 @@ def module(**names: Any) -> Any:
 class FakeTensorRT:
     """TensorRT's builder as `export.tensorrt` uses it; records what it was asked for."""
 
-    def __init__(self, parses: bool = True, plan: bytes | None = b"plan") -> None:
+    def __init__(
+        self, parses: bool = True, plan: bytes | None = b"plan", cached: bool = True, foreign: bytes | None = None
+    ) -> None:
+        """cached: whether it has a timing cache in the end; foreign: the content of one that it does not take."""
         self.shapes: list[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = []
         self.timings: list[bytes] = []
         severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
@@ -581,13 +738,13 @@ class FakeTensorRT:
 
         def create_timing_cache(content: bytes) -> Any:
             self.timings.append(content)
-            return cache
+            return content
 
         settings = SimpleNamespace(
             set_memory_pool_limit=lambda pool, size: None,
             create_timing_cache=create_timing_cache,
-            set_timing_cache=lambda found, ignore_mismatch: None,
-            get_timing_cache=lambda: cache,
+            set_timing_cache=lambda found, ignore_mismatch: found != foreign,
+            get_timing_cache=lambda: cache if cached else None,
             add_optimization_profile=lambda profile: None,
         )
         builder = SimpleNamespace(
@@ -618,11 +775,27 @@ def test_an_engine_is_built_for_every_batch_profile_with_the_timings_before(
 ) -> None:
     fake, timings = FakeTensorRT(), tmp_path / "engines/gpu.timing"
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    profiles = [(1, 8, 32), (1, 1, 4)]
     for _ in range(2):
-        assert tensorrt.build(contract.VAE_DECODER, tmp_path / "vae_decoder.onnx", timings) == b"plan"
+        assert tensorrt.build(contract.VAE_DECODER, tmp_path / "vae_decoder.onnx", timings, profiles) == b"plan"
     assert fake.timings == [b"", b"timings"]
-    assert fake.shapes[0] == ("latents", (1, 4, 32, 32), (8, 4, 32, 32), (32, 4, 32, 32))
+    assert fake.shapes[:2] == [
+        ("latents", (1, 4, 32, 32), (8, 4, 32, 32), (32, 4, 32, 32)),
+        ("latents", (1, 4, 32, 32), (1, 4, 32, 32), (4, 4, 32, 32)),
+    ]
     assert timings.read_bytes() == b"timings"
+
+
+def test_timings_of_another_device_are_left_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timings = tmp_path / "gpu.timing"
+    timings.write_bytes(b"another's")
+    fake = FakeTensorRT(foreign=b"another's")
+    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    tensorrt.build(contract.UNET, tmp_path / "unet.onnx", timings, [(1, 8, 32)])
+    assert fake.timings == [b"another's", b""] and timings.read_bytes() == b"timings"
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(cached=False).module)
+    assert tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "none", [(1, 8, 32)]) == b"plan"
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
@@ -634,7 +807,7 @@ def test_an_engine_that_fails_says_so_and_points_to_the_onnx_target(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
     with pytest.raises(EngineFailed, match=f"no engine of 'unet': {said}.*--target onnx"):
-        tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "gpu.timing")
+        tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "gpu.timing", [(1, 8, 32)])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -648,8 +821,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     return fake
 
 
-def engine(offset: float) -> Any:
-    """A stand-in for an engine on the GPU: the reference's own answer, and something more."""
+def engine(offset: float, profiles: int = 0) -> Any:
+    """A stand-in for an engine on the GPU: the reference's own answer, and something more. profiles: 0 for as asked."""
 
     def answer(model: contract.Model, plan: bytes) -> Any:
         assert plan == b"plan"
@@ -659,7 +832,7 @@ def engine(offset: float) -> Any:
             wanted = reference.output(model)[: len(next(iter(feeds.values())))]
             return wanted + np.asarray(offset, wanted.dtype)
 
-        return SimpleNamespace(run=run)
+        return SimpleNamespace(run=run, profiles=profiles or len(config.BATCH_PROFILES[model.name]))
 
     return answer
 
@@ -677,7 +850,7 @@ def test_engines_that_pass_are_published_and_used_again(
     assert sorted(path.name for path in (tmp_path / "tensorrt/unet/1").iterdir()) == ["model.plan"]
     assert (tmp_path / "tensorrt/vae_encoder/1/model.plan").read_bytes() == b"plan"
     engines = {path.name for path in (halved[0] / V15 / "engines").iterdir()}
-    digest = tensorrt.graph_hash(halved[0] / V15 / "fp16/unet.onnx")
+    digest = tensorrt.engine_hash(halved[0] / V15 / "fp16/unet.onnx", config.BATCH_PROFILES["unet"])
     assert f"unet-nvidia-rtx-a5000-10.5.0-{digest}.plan" in engines
     assert "nvidia-rtx-a5000-10.5.0.timing" in engines and len(engines) == 4
     assert sum(words.startswith("building") for words in said) == 3
@@ -693,15 +866,57 @@ def test_an_engine_that_computes_something_else_is_not_published(
     monkeypatch.setattr(tensorrt, "Engine", engine(1))
     with pytest.raises(ExportRefused, match="'unet' refused"):
         pipeline.publish(halved[0], V15, "tensorrt", tmp_path)
+    monkeypatch.setattr(tensorrt, "Engine", engine(0, profiles=1))
+    with pytest.raises(EngineFailed, match="it has 1 optimisation profiles instead of 3"):
+        pipeline.publish(halved[0], V15, "tensorrt", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_hash_of_a_graph_sees_its_weights(tmp_path: Path) -> None:
+def test_the_hash_of_an_engine_sees_weights_and_profiles(tmp_path: Path) -> None:
     graph = tmp_path / "unet.onnx"
     graph.write_bytes(b"graph")
-    alone = tensorrt.graph_hash(graph)
+    hashes = [tensorrt.engine_hash(graph, profiles) for profiles in ([(1, 8, 32)], [(1, 8, 16)], [(1, 8, 32)] * 2)]
     bundle.data_file(graph).write_bytes(b"weights")
-    assert tensorrt.graph_hash(graph) != alone
+    hashes.append(tensorrt.engine_hash(graph, [(1, 8, 32)]))
+    assert len(set(hashes)) == 4
+
+
+class FakeContext:
+    """An execution context that refuses one kind of call."""
+
+    def __init__(self, refused: str) -> None:
+        self.refused = refused
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *given: name != self.refused
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        ("set_optimization_profile_async", "optimisation profile 0 cannot be set"),
+        ("set_input_shape", r"profile 0 takes no latents of \(2, 4, 32, 32\)"),
+        ("set_tensor_address", "it has no input latents"),
+        ("execute_async_v3", "the engine did not run"),
+        ("", ""),
+    ],
+)
+def test_an_engine_that_refuses_a_call_says_which(
+    refused: str, said: str, machine: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = SimpleNamespace(create_execution_context=lambda: FakeContext(refused), num_optimization_profiles=1)
+    machine.module.Runtime = lambda log: SimpleNamespace(deserialize_cuda_engine=lambda content: plan)
+    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None, cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: empty(*size, dtype=dtype))
+    runner, given = tensorrt.Engine(contract.VAE_DECODER, b"plan"), {"latents": torch.zeros(2, 4, 32, 32).half()}
+    if refused:
+        with pytest.raises(EngineFailed, match=said):
+            runner.run_on_gpu(given)
+    else:
+        assert runner.run_on_gpu(given).shape == (2, *contract.FACES.shape) and runner.profiles == 1
 
 
 def test_importing_these_modules_imports_no_torch() -> None:
@@ -730,25 +945,35 @@ def test_the_unet_step_hands_the_network_its_own_dtype(weights: Path) -> None:
 
 
 def test_half_graphs_run_in_triton_and_the_queue_knows_priority_and_time(
-    halved: tuple[Path, list[pipeline.Written]], exported: Path, tmp_path: Path
+    halved: tuple[Path, list[pipeline.Written]], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The FP16 graphs under the Python backend: the ensemble's faces are the reference's, and its queues have rules."""
-    grpc = pytest.importorskip("tritonclient.grpc")
+    """The FP16 graphs under the Python backend: every answer is the reference's, and the queues have rules."""
     files = {written.graph: written.path for written in halved[1]}
     repository = write_repository(tmp_path, config.CPU, files, "musetalk-v15-0")
     reference = gate.Reference.load(halved[0] / V15)
 
-    def asked(client: Any, **options: int) -> Any:
-        inputs = []
-        for tensor in contract.LIPSYNC.inputs:
-            values = getattr(reference, tensor.name)
-            inputs.append(grpc.InferInput(tensor.name, values.shape, tensor.triton_dtype))
-            inputs[-1].set_data_from_numpy(values)
-        return client.infer(contract.LIPSYNC.name, inputs, **options).as_numpy(contract.FACES.name)
-
     with EmbeddedTriton(repository, exported / "models", tmp_path / "run") as server:
-        client = grpc.InferenceServerClient(server.grpc_url)
+        served.main(["--url", server.grpc_url, "--models-dir", str(halved[0])])
+        table = capsys.readouterr().out
+        feeds = reference.feeds(contract.LIPSYNC)
         for priority in (0, *contract.Priority):
-            gate.hold(contract.VAE_DECODER, reference.faces, asked(client, priority=priority))
-        with pytest.raises(grpc.InferenceServerException, match="timeout expired"):
-            asked(client, timeout=1)  # microseconds, less than a batch waits for company
+            faces = served.ask(server.grpc_url, contract.LIPSYNC, feeds, priority=priority)
+            gate.hold(contract.VAE_DECODER, reference.faces, faces)
+        with pytest.raises(ServerUnavailable, match="timeout expired"):
+            served.ask(server.grpc_url, contract.LIPSYNC, feeds, timeout=1)  # microseconds: a batch waits longer
+        dataclasses.replace(reference, latents=reference.latents + np.float16(1)).save(tmp_path)
+        (tmp_path / V15).symlink_to(tmp_path)
+        with pytest.raises(SystemExit):
+            served.main(["--url", server.grpc_url, "--models-dir", str(tmp_path)])
+        assert "refused: graph 'unet' refused at batch 1" in " ".join(capsys.readouterr().out.split())
+    assert [line.split("│")[1].strip() for line in table.splitlines() if "│ " in line and "error" not in line] == [
+        name for name in ("unet", "vae_decoder", "vae_encoder", "lipsync") for _ in range(2)
+    ]
+
+
+def test_a_triton_that_is_not_there_is_named(
+    halved: tuple[Path, list[pipeline.Written]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        served.main(["--url", "127.0.0.1:1", "--models-dir", str(halved[0])])
+    assert "refused: Triton at 127.0.0.1:1: unet: " in " ".join(capsys.readouterr().out.split())
