@@ -1,6 +1,6 @@
 """How long a full queue takes to say no, while the work it is full of goes on.
 
-    python benchmarks/refusal.py [--clients 1,8] [--refusals 2000] [--triton-url HOST:PORT]
+    python benchmarks/refusal.py [--clients 1,8] [--refusals 4000] [--triton-url HOST:PORT]
 
 `lipserve up` as the README starts it, its workers busy with long jobs and its queue full; then every client asks for
 one more job, again and again. Beside it the same clients ask for /health/live, which does nothing: what the server,
@@ -8,6 +8,7 @@ the client and the busy cores take. Both carry an upload of a second of sound. T
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -30,7 +31,7 @@ SHORT = 1.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", default="1,8", help="how many at once, one level after another")
-    parser.add_argument("--refusals", type=int, default=2000, help="of all clients together")
+    parser.add_argument("--refusals", type=int, default=4000, help="of all clients together")
     parser.add_argument("--triton-url", help="gRPC address of a running Triton")
     parser.add_argument("--video", type=Path, default=Path(__file__).parent.parent / "demo/lisa.mp4", help="the avatar")
     args = parser.parse_args()
@@ -41,6 +42,8 @@ def main() -> None:
         service = stack.enter_context(started(args, scratch, MAX_WAITING=WAITING))
         stack.enter_context(avatar(service, args.video))
         fill(service)
+        gc.collect()
+        gc.freeze()  # this process's own collections are not the service's
         rows = [level(service, int(n), args.refusals) for n in args.clients.split(",")]
         for job in service.http.get("/jobs").json()["jobs"]:
             service.http.delete(f"/jobs/{job['id']}")
