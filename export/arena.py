@@ -16,7 +16,7 @@ from onnx import AttributeProto
 
 
 def write_unnamed(source: Path, destination: Path) -> None:
-    """Copy an ONNX file without the names of its axes. Weights in a file beside it stay there, and are not copied."""
+    """Copy an ONNX file without the names of its tensors' axes. Weights in a file beside it are not copied."""
     model = onnx.load(source, load_external_data=False)
     for graph in graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):

@@ -56,9 +56,12 @@ def main(
         console.print(f"[red]refused:[/red] {error}")
         raise typer.Exit(1) from error
     console.print(file_table(bundle))
-    if target != CPU and profile != DEMO:  # the demo's graphs are not folded, and small
-        say_what_a_gpu_needs(console, bundle, target)
     console.print(f"weights id {bundle.weights_id}, written to {model_repository / target}")
+    if target != CPU and profile != DEMO:  # the demo's graphs are not folded, and small
+        try:
+            say_what_a_gpu_needs(console, bundle, target)
+        except ExportError as error:  # it is advice: what was asked for is done
+            console.print(f"what a GPU needs for it is not known: {error}")
 
 
 def say_what_a_gpu_needs(console: Console, bundle: Bundle, target: str) -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from export.bundle import data_file
 from export.errors import ExportError, GraphUnfit
-from export.repository import SERVED, TENSORRT, served_graphs
+from export.repository import ONNX, SERVED, TENSORRT, served_graphs
 from export.triton_config import BATCH_PROFILES, CUDA_GRAPHS_SHARE, INSTANCES
 from lipserve import contract
 
@@ -147,11 +147,16 @@ def print_budget(console: Console, files: Mapping[str, Path], target: str, size:
     console.print(budget_table(shares, target, size))
     fits = total(shares) <= size
     if not fits:
-        console.print(
-            f"[red]does not fit[/red] a card of {size / GB:.1f} GB: --decoder taesd takes less, and so does the target "
-            f"that is not {target}"
-        )
+        console.print(f"[red]does not fit[/red] a card of {size / GB:.1f} GB; {_less(files, target, total(shares))}")
     return fits
+
+
+def _less(files: Mapping[str, Path], target: str, needed: float) -> str:
+    """What would take less than `needed` bytes."""
+    other = ONNX if target == TENSORRT else TENSORRT
+    least = total(budget(files, other))
+    words = "TAESD is the smaller decoder (--decoder taesd)"
+    return f"{words}, and the target {other} takes {least / GB:.1f} GB" if least < needed else words
 
 
 def budget_table(shares: list[Share], target: str, card: float = CARD) -> Table:

@@ -37,7 +37,9 @@ ReverseSequence RNN RoiAlign Round ScaledTanh Scan Scatter ScatterElements Scatt
 Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK
 Transpose Trilu Unsqueeze Upsample Where Xor
 """
-_SINCE = "GroupNormalization LayerNormalization IsInf Hardmax DeformConv BlackmanWindow HammingWindow HannWindow STFT"
+_SINCE = """
+CastLike GroupNormalization LayerNormalization IsInf Hardmax DeformConv BlackmanWindow HammingWindow HannWindow STFT
+"""
 PARSER_OPERATORS = frozenset(_UP_TO_8_5.split() + _SINCE.split())
 
 STANDARD = ("", "ai.onnx")  # operators of other domains are plugins to the parser

@@ -294,7 +294,10 @@ def error(ours: int, kind: str, message: str, hint: str, more: dict[str, str]) -
 
 def invalid(kind: str, problems: Sequence[Any], more: dict[str, str]) -> DidError:
     """A request that is not of its form; `problems` as pydantic tells them."""
-    told = {_where(problem["loc"]): Problem(message=_shown(problem["msg"])) for problem in problems[:MOST_PROBLEMS]}
+    messages: dict[str, list[str]] = {}
+    for problem in problems[:MOST_PROBLEMS]:
+        messages.setdefault(_where(problem["loc"]), []).append(_shown(problem["msg"]))
+    told = {where: Problem(message="; ".join(found)) for where, found in messages.items()}
     return DidError(kind="ValidationError", description="validation failed", details={**told, "kind": kind, **more})
 
 

@@ -9,11 +9,10 @@ from fastapi import APIRouter, Query, Request, Response, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
 
 from gateway import did
 from gateway.answers import Responses, did_errors
-from gateway.job_routes import owner_of, result_url
+from gateway.job_routes import JobFile, owner_of, result_url
 from gateway.jobs import Job, JobService
 from gateway.talks import KIND, SPEECH, Talks
 from gateway.uploads import Uploads
@@ -75,27 +74,15 @@ def show_talk(request: Request, talk_id: TalkId) -> Talk:
 def talk_audio(request: Request, talk_id: TalkId) -> FileResponse:
     """What a talk's text became: with the key that ordered it, or by the signed link that the talk shows."""
     jobs: JobService = request.app.state.jobs
-    return TalkSpeech(jobs, jobs.get(talk_id, None if request.state.signed_path else owner_of(request)))
+    job = jobs.get(talk_id, None if request.state.signed_path else owner_of(request))
+    if not has_speech(jobs, job):
+        raise JobNotFound("There is no speech of this talk.", "Only a text has one, once it is spoken.")
+    speech = _speech(jobs, job)
+    return JobFile(jobs, job, speech, media_type(speech, "audio"))
 
 
 # What players ask first. Not described: FastAPI gives both methods one operation id.
 router.add_api_route("/talks/{talk_id}/audio", talk_audio, methods=["HEAD"], include_in_schema=False)
-
-
-class TalkSpeech(FileResponse):
-    """Ranges included. Raises JobNotFound. Retention leaves it while it is sent."""
-
-    def __init__(self, jobs: JobService, job: Job) -> None:
-        file = _speech(jobs, job)
-        if not file.is_file():
-            raise JobNotFound("There is no speech of this talk.", "Only a text has one, once it is spoken.")
-        headers = {"cache-control": "private"}  # a key that comes as X-API-Key says nothing to shared caches
-        super().__init__(file, headers=headers, media_type=media_type(file, "audio"), filename=f"{job.id}.wav")
-        self._jobs, self._job_id = jobs, job.id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._jobs.holding(self._job_id):
-            await super().__call__(scope, receive, send)
 
 
 def speech_url(request: Request, job: Job) -> str | None:

@@ -137,22 +137,23 @@ def job_result(request: Request, job_id: JobId) -> FileResponse:
     """The video of a job that is done: with the key that made it, or by the signed link that the job shows."""
     jobs: JobService = request.app.state.jobs
     owner = None if request.state.signed_path else owner_of(request)
-    return JobResult(jobs, jobs.get(job_id, owner))
+    job = jobs.get(job_id, owner)
+    return JobFile(jobs, job, jobs.result_file(job.id), "video/mp4")
 
 
 # What players ask first. Not described: FastAPI gives both methods one operation id.
 router.add_api_route("/jobs/{job_id}/result", job_result, methods=["HEAD"], include_in_schema=False)
 
 
-class JobResult(FileResponse):
-    """A job's video, ranges included. Raises JobNotDone or JobNotFound. Retention leaves it while it is sent."""
+class JobFile(FileResponse):
+    """A file of a job's folder, ranges included. Retention leaves it while it is sent."""
 
-    def __init__(self, jobs: JobService, job: Job) -> None:
+    def __init__(self, jobs: JobService, job: Job, file: Path, media_type: str) -> None:
         super().__init__(
-            jobs.result_file(job.id),
+            file,
             headers={"cache-control": "private"},  # a key that comes as X-API-Key says nothing to shared caches
-            media_type="video/mp4",
-            filename=f"{job.id}.mp4",
+            media_type=media_type,
+            filename=f"{job.id}{file.suffix}",
         )
         self._jobs, self._job_id = jobs, job.id
 

@@ -99,21 +99,17 @@ class SlotPool:
         with self._lock:
             return list(self._free)
 
-    def take(self) -> Slot | None:
-        """A slot that is the caller's alone until it is put back or dropped; None: all are taken. Raises OSError."""
+    def take(self, grow: bool = True) -> Slot | None:
+        """A slot that is the caller's alone until it is put back or dropped; None: all are taken, and no more may be
+        made, or are to be without `grow`. Raises OSError."""
         with self._lock:
             if self._free:
                 return self._free.pop()
-            if self._closed or len(self._made) >= self._limit:
+            if self._closed or not grow or len(self._made) >= self._limit:
                 return None
             slot = Slot()
             self._made.add(slot)
             return slot
-
-    def stop_growing(self) -> None:
-        """Make no more slots than there are."""
-        with self._lock:
-            self._limit = len(self._made)
 
     def put_back(self, slot: Slot) -> None:
         """Only when nobody reads or writes it any more, Triton least of all."""

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager, suppress
-from threading import Lock
+from contextlib import contextmanager
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ CHANNEL_ARGUMENTS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 CONTROL_TIMEOUT = 5.0  # seconds, for questions that need no computing
+WAIT_STEP = 0.5  # seconds, after which whoever waits for a batch looks whether it is still wanted
+GROW_AGAIN = 60.0  # seconds after which the system is asked anew for memory that it did not have
 LOAD_TIMEOUT = 600.0  # seconds: engines with CUDA graphs take minutes to warm up
 _GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 # Triton's words; the status is UNAVAILABLE, too.
@@ -206,17 +208,18 @@ class Batch:
             raise RuntimeError("a batch is sent once")
         self._send()
 
-    def faces(self) -> U8:
-        """Waits: uint8 (n, 256, 256, 3) BGR, read-only. Raises TritonUnavailable, ServiceBusy or TritonFailed."""
+    def faces(self, cancelled: Event | None = None) -> U8:
+        """Waits: uint8 (n, 256, 256, 3) BGR, read-only. Raises TritonUnavailable, ServiceBusy, TritonFailed or, once
+        `cancelled` is set, Cancelled."""
         if self._released or self._future is None:
             raise RuntimeError("a batch has faces between send and release")
         with self._client.translated():
             try:
-                result = self._result()
+                result = self._result(cancelled)
             except InferenceServerException as exc:
                 if not (self._shared and _has_forgotten(exc)):
                     raise
-                result = self._again()
+                result = self._again(cancelled)
         if not self._shared:
             return np.asarray(result.as_numpy(FACES.name), np.uint8)
         assert self._slot is not None
@@ -273,20 +276,25 @@ class Batch:
         metrics.batches_in_flight.inc()
         future.add_done_callback(lambda _: metrics.batches_in_flight.dec())
 
-    def _result(self) -> Any:
+    def _result(self, cancelled: Event | None) -> Any:
         assert self._future is not None
-        try:
-            return self._future.result(self._client.timeout if self._shared else None)
-        except FutureTimeout as exc:
-            raise self._client.unavailable() from exc
+        until = time.monotonic() + self._client.timeout
+        while True:
+            try:
+                return self._future.result(WAIT_STEP)
+            except FutureTimeout as exc:
+                if cancelled is not None and cancelled.is_set():
+                    raise Cancelled("The request was cancelled.") from exc
+                if self._shared and time.monotonic() > until:  # over gRPC the call has a deadline of its own
+                    raise self._client.unavailable() from exc
 
-    def _again(self) -> Any:
+    def _again(self, cancelled: Event | None) -> Any:
         """Triton was started anew and knows no regions: once more, with the slot or, if that is refused, without."""
         assert self._slot is not None
         self._slot.registered = False
         self._shared = self._client.slots.register(self._slot)
         self._send()
-        return self._result()
+        return self._result(cancelled)
 
 
 class RegisteredSlots:
@@ -304,6 +312,7 @@ class RegisteredSlots:
         self._refused = mode == "off"
         self._said: set[str] = set()
         self._sweep_at: float | None = 0.0  # monotonic time when Triton is to forget regions that are no more
+        self._grow_at = 0.0  # monotonic time until when no more memory is asked for
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -329,13 +338,18 @@ class RegisteredSlots:
         if self._refused:
             return None
         try:
-            slot = self._pool.take()
+            slot = self._pool.take(grow=time.monotonic() >= self._grow_at)
         except OSError as exc:
-            self._give_up(f"no {SLOT_BYTES / 1e6:.0f} MB of shared memory for a batch: {exc.strerror}", len(self._pool))
+            reason = f"no {SLOT_BYTES / 1e6:.0f} MB of shared memory for a batch: {exc.strerror}"
+            self._require_not_on(reason)
+            self._grow_at = time.monotonic() + GROW_AGAIN
+            self._say(f"Batches beyond {len(self._pool)} at once travel to Triton over gRPC, for a while: {reason}.")
             return None
         if slot is None:
             return None
         try:
+            if slot.registered:
+                self._sweep()
             usable = slot.registered or self.register(slot)
         except BaseException:
             self.put_back(slot)
@@ -353,7 +367,7 @@ class RegisteredSlots:
             if _is_gone(exc):
                 raise
             if "ALREADY_EXISTS" not in str(exc.status()):  # the answer to an earlier attempt was lost
-                self._give_up(f"Triton cannot use it: {exc.message()}", 0)
+                self._give_up(f"Triton cannot use it: {exc.message()}")
                 return False
         slot.registered = True
         self._say("Batches travel to Triton through shared memory.")
@@ -386,20 +400,19 @@ class RegisteredSlots:
                         break
         self._pool.close()
 
-    def _give_up(self, reason: str, remaining: int) -> None:
-        """Go on with the `remaining` slots, which may be none. Raises SharedMemoryUnusable with `on`."""
+    def _give_up(self, reason: str) -> None:
+        """Go on over gRPC. Raises SharedMemoryUnusable with `on`."""
+        self._require_not_on(reason)
+        self._refused = True
+        self._pool.close()
+        self._say(f"Batches travel to Triton over gRPC, not through shared memory: {reason}.")
+
+    def _require_not_on(self, reason: str) -> None:
         if self._mode == "on":
             raise SharedMemoryUnusable(
                 f"Shared memory with Triton cannot be used: {reason}.",
                 "LIPSERVE_SHARED_MEMORY=on demands it; auto goes on over gRPC.",
             )
-        if remaining:
-            self._pool.stop_growing()
-            self._say(f"Batches beyond {remaining} at once travel to Triton over gRPC: {reason}.")
-        else:
-            self._refused = True
-            self._pool.close()
-            self._say(f"Batches travel to Triton over gRPC, not through shared memory: {reason}.")
 
     def _say(self, what: str) -> None:
         with self._lock:
@@ -414,12 +427,20 @@ class RegisteredSlots:
             if self._sweep_at is None or time.monotonic() < self._sweep_at:
                 return
             self._sweep_at = None
-        with suppress(InferenceServerException):
+        again = False  # Triton is away, or a region still in use there
+        try:
             known = self._client.get_system_shared_memory_status(client_timeout=CONTROL_TIMEOUT).regions
-            for name in known:
-                if is_ours(name) and not exists(name):
-                    with suppress(InferenceServerException):  # still in use there: kept until the next sweep
-                        self._client.unregister_system_shared_memory(name, client_timeout=CONTROL_TIMEOUT)
+        except InferenceServerException:
+            known, again = (), True
+        for name in known:
+            if is_ours(name) and not exists(name):
+                try:
+                    self._client.unregister_system_shared_memory(name, client_timeout=CONTROL_TIMEOUT)
+                except InferenceServerException:
+                    again = True
+        if again:
+            with self._lock:
+                self._sweep_at = time.monotonic() + self._timeout
 
 
 def _is_gone(error: InferenceServerException) -> bool:
@@ -429,7 +450,8 @@ def _is_gone(error: InferenceServerException) -> bool:
 
 def _is_answer(error: InferenceServerException) -> bool:
     """Whether it is certainly from Triton itself, which then is done with the request."""
-    return any(name in str(error.status()) for name in ("NOT_FOUND", "INVALID_ARGUMENT"))
+    by_status = any(name in str(error.status()) for name in ("NOT_FOUND", "INVALID_ARGUMENT"))
+    return by_status or any(words in str(error.message()) for words in _QUEUE_FULL)
 
 
 def _has_forgotten(error: BaseException) -> bool:

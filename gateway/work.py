@@ -125,6 +125,15 @@ class Workers:
             self._hand_out()
         return turn.future
 
+    def _withdraw(self, cancelled: Event) -> None:
+        """Nobody waits for this work any more: it gives its place in line up, or stops when it next looks."""
+        cancelled.set()
+        with self._lock:
+            for line in self._lines.values():
+                for turn in [turn for turn in line if turn.cancelled is cancelled]:
+                    line.remove(turn)
+                    turn.future.set_exception(Cancelled("The request was cancelled before its turn came."))
+
     def _hand_out(self) -> None:
         while len(self._running) < self.count:
             order: tuple[Line, Line] = ("calls", "jobs") if self._last == "jobs" else ("jobs", "calls")
@@ -175,11 +184,11 @@ class Workers:
         try:
             await asyncio.wait([watcher, waiter], return_when=asyncio.FIRST_COMPLETED)
             if not waiter.done():
-                cancelled.set()
+                self._withdraw(cancelled)
             result: T = await asyncio.shield(waiter)
             return result
         except BaseException:
-            cancelled.set()
+            self._withdraw(cancelled)
             future.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
             raise
         finally:

@@ -139,7 +139,7 @@ class Settings(BaseSettings):
 
     fetch_urls: bool = Field(True, description="Whether `source_url`, `audio_url` and webhooks are followed at all.")
     fetch_allow: str = Field(
-        "", description="host:port, comma between, that may be fetched though they are not public. Empty: none."
+        "", description="host:port, comma between, that may be fetched from and sent to though not public. Empty: none."
     )
     fetch_timeout_seconds: Positive = Field(60, description="Longest that one URL may take.")
     webhook_secret: SecretStr | None = Field(

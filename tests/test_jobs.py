@@ -290,7 +290,19 @@ def test_jobs_wait_for_triton_and_lose_nothing(open_bench: Callable[..., Bench])
     bench.jobs.resume()
     assert [bench.ended(job).state for job in (first, second, third)] == ["done"] * 3
     assert [bench.jobs.get(job.id).attempts for job in (first, second, third)] == [2, 1, 1]
-    assert sorted(bench.worked) == ["a", "a", "b", "c"]
+    assert bench.worked == ["a", "a", "b", "c"]  # who was first is first again
+
+
+def test_what_is_cancelled_while_all_wait_does_not_come_back(open_bench: Callable[..., Bench]) -> None:
+    bench, go = open_bench(), threading.Event()
+    call = bench.workers.submit(lambda cancelled: go.wait(20), threading.Event(), "calls")
+    job = bench.submit("a")  # handed over, behind the call
+    bench.jobs.pause()
+    bench.jobs.cancel(job.id)
+    go.set()
+    assert call.result(20)
+    wait_for(lambda: bench.workers.running == bench.workers.waiting == 0, 20)
+    assert bench.jobs.counts() == {"queued": 0, "processing": 0}
 
 
 @pytest.mark.parametrize("absence", [TritonUnavailable, ServiceBusy])
@@ -316,6 +328,9 @@ def test_what_was_begun_goes_on_while_the_others_wait(open_bench: Callable[..., 
     bench.jobs.pause()
     bench.go.set()
     assert bench.ended(first).state == "done"  # what was begun goes on
+    wait_for(lambda: bench.jobs.counts() == {"queued": 1, "processing": 0}, 20)
+    time.sleep(0.1)
+    assert (bench.jobs.get(second.id).state, bench.worked) == ("queued", ["a"])
     bench.close()
     bench = open_bench()
     assert bench.ended(second).state == "done"

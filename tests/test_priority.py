@@ -1,5 +1,6 @@
 """Live before batch: what the gateway asks of Triton's queues, and what the real Triton makes of it."""
 
+import os
 import re
 import shutil
 import threading
@@ -14,6 +15,7 @@ from samples import tone, write_sound
 
 from gateway.engine import Engine, SyncRequest
 from gateway.metrics import Metrics
+from gateway.shared_memory import PREFIX
 from gateway.triton import Batch, TritonClient
 from lipserve.contract import LIPSYNC, MAX_BATCH_SIZE, VAE_ENCODER, Priority
 from lipserve.embedded import EmbeddedTriton
@@ -76,6 +78,28 @@ def test_a_live_frame_that_waited_too_long_is_busy_not_gone(asker: TritonClient,
     monkeypatch.setattr(grpc.InferenceServerClient, "async_infer", lambda *a, **more: send(*a, timeout=1, **more))
     with pytest.raises(ServiceBusy):
         submit(asker, 1, Priority.LIVE).faces()
+
+
+def test_batches_that_triton_refuses_keep_no_memory(triton: EmbeddedTriton, monkeypatch: Any) -> None:
+    """What its queue refuses, Triton has let go of: the slot is used again."""
+    client = TritonClient(triton.grpc_url, 60.0, Metrics(), "on", 2)
+
+    def known() -> set[str]:
+        own = f"{PREFIX}{os.getpid()}-"
+        return {name for name in client.grpc.get_system_shared_memory_status().regions if name.startswith(own)}
+
+    before = known()
+    send = grpc.InferenceServerClient.async_infer
+    with monkeypatch.context() as patch:
+        patch.setattr(grpc.InferenceServerClient, "async_infer", lambda *a, **more: send(*a, timeout=1, **more))
+        for _ in range(10):
+            with client.batch(1, Priority.LIVE) as batch:
+                batch.features[:], batch.latents[:] = 0, 0
+                batch.send()
+                with pytest.raises(ServiceBusy):
+                    batch.faces()
+    assert len(known() - before) == len(client.slots) == 1
+    client.close()
 
 
 @pytest.mark.parametrize(("word", "priority"), [("live", 1), ("batch", 2), (None, 2)])

@@ -64,9 +64,14 @@ def test_a_disconnect_cancels_the_running_job_and_one_that_waits(tmp_path: Path)
             asyncio.create_task(workers.run(first, tmp_path / "1", wait_until_cancelled)),  # type: ignore[arg-type]
             asyncio.create_task(workers.run(second, tmp_path / "2", lambda _: ran.append("2"))),  # type: ignore[arg-type]
         ]
+        (tmp_path / "2").mkdir()
         await asyncio.sleep(0.05)
+        assert workers.waiting == 1
         second.gone.set()
-        await asyncio.sleep(0.05)
+        await asyncio.wait(jobs, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert (jobs[0].done(), jobs[1].done()) == (False, True)  # its place is free while the first still runs
+        assert (workers.waiting, workers.running) == (0, 1)
+        assert not (tmp_path / "2").exists()
         first.gone.set()
         results = await asyncio.gather(*jobs, return_exceptions=True)
         workers.close()

@@ -12,10 +12,11 @@ from typing import Protocol
 class JobQueue(Protocol):
     """Ids in lanes, one for each pool of workers. Safe to use from several threads; no call waits."""
 
-    def put(self, lane: str, job_id: str) -> None: ...
+    def put(self, lane: str, job_id: str, first: bool = False) -> None:
+        """At the end, or at the front."""
 
     def take(self, lane: str) -> str | None:
-        """The id that has been there longest, now gone from here."""
+        """The id at the front, now gone from here."""
 
     def remove(self, lane: str, job_id: str) -> None:
         """If it is there."""
@@ -31,9 +32,13 @@ class LocalQueue:
         self._lanes: dict[str, deque[str]] = {}
         self._lock = Lock()
 
-    def put(self, lane: str, job_id: str) -> None:
+    def put(self, lane: str, job_id: str, first: bool = False) -> None:
         with self._lock:
-            self._lanes.setdefault(lane, deque()).append(job_id)
+            waiting = self._lanes.setdefault(lane, deque())
+            if first:
+                waiting.appendleft(job_id)
+            else:
+                waiting.append(job_id)
 
     def take(self, lane: str) -> str | None:
         with self._lock:

@@ -110,7 +110,7 @@ class JobService:
             if job.attempts < MOST_ATTEMPTS:
                 self._move(job, "queued", progress=0.0, stage="", started_at=None)
             else:
-                self._fail(job, Interrupted(f"The service was killed {job.attempts} times while it worked on it.", ""))
+                self._fail(job, Interrupted(f"It was begun {job.attempts} times, and each time something died.", ""))
         for job in self.store.in_state("queued"):
             if job.kind in self._kinds:
                 self._queue.put(self._kinds[job.kind].workers.name, job.id)
@@ -339,15 +339,16 @@ class JobService:
                 self._handed[workers.name] += 1
 
             def work(cancelled: Event, job_id: str = job_id) -> None:
+                first = True
                 try:
                     again = self._paused or self._work(job_id, cancelled)
                 except Exception:
                     log.exception("a job could not be begun; it is queued again", job_id=job_id)
                     cancelled.wait(SECONDS_OF_PATIENCE)
-                    again = True
+                    again, first = True, False  # others may fare better
                 try:
                     if again:
-                        self._queue.put(workers.name, job_id)
+                        self._put_back(workers, job_id, first)
                 finally:
                     with self._lock:
                         self._handed[workers.name] -= 1
@@ -357,6 +358,18 @@ class JobService:
                 workers.submit(work, Event(), "jobs")
             except Cancelled:  # shutting down: it is queued in the store
                 return
+
+    def _put_back(self, workers: Workers, job_id: str, first: bool) -> None:
+        """Unless it is cancelled or deleted by now."""
+        with self._lock:
+            try:
+                job = self.store.get(job_id)
+                wanted = job is not None and job.state == "queued"
+            except Exception:
+                log.exception("whether a job is still wanted could not be found out", job_id=job_id)
+                wanted = True
+            if wanted:
+                self._queue.put(workers.name, job_id, first)
 
     def _work(self, job_id: str, cancelled: Event) -> bool:
         """Whether the job is to be worked on again."""

@@ -6,7 +6,7 @@ Everything here blocks, for milliseconds; safe to use from several threads.
 
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,6 @@ class JobStore:
                         f"{file} has the schema version {version}, this lipserve knows {SCHEMA_VERSION}.",
                         "Use the version of lipserve that wrote it, or another LIPSERVE_STORAGE_DIR.",
                     )
-                for index in jobs.indexes:
-                    index.create(connection, checkfirst=True)
         except DatabaseError as exc:
             self._engine.dispose()
             hint = "Another program's file? Move it away, or use another LIPSERVE_STORAGE_DIR."
@@ -88,6 +86,9 @@ class JobStore:
         except StorageForeign:
             self._engine.dispose()
             raise
+        with suppress(OperationalError), self._engine.begin() as connection:  # a full disk; without them it is slower
+            for index in jobs.indexes:
+                index.create(connection, checkfirst=True)
 
     def close(self) -> None:
         self._engine.dispose()
