@@ -109,7 +109,7 @@ class Case:
 
     def pictures(self, indices: Sequence[int] | None = None) -> U8:
         """uint8 (n, h·3/2, w): every frame, blended."""
-        out = np.empty((len(self.faces), *self.avatar.frames.shape[1:]), np.uint8)
+        out = np.empty((len(self.faces), *self.avatar.frame(0).shape), np.uint8)
         for picture, index, face in zip(out, indices or self.indices, self.faces, strict=True):
             blend(self.avatar, index, face, planes(picture))
         return out
@@ -163,7 +163,7 @@ def noisy_faces(avatar: Avatar, indices: Sequence[int]) -> U8:
     out = np.empty((len(indices), FACE_SIZE, FACE_SIZE, 3), np.uint8)
     for face, index in zip(out, indices, strict=True):
         x1, y1, x2, y2 = avatar.regions[index]["face"]
-        picture = planes_to_bgr(avatar.frames[index], avatar.info.tags.matrix)
+        picture = planes_to_bgr(avatar.frame(index), avatar.info.tags.matrix)
         own = cv2.resize(picture[y1:y2, x1:x2], (FACE_SIZE, FACE_SIZE)) if x2 > x1 else np.zeros_like(face)
         texture = cv2.GaussianBlur(rng.normal(0, 200, face.shape).astype(np.float32), (0, 0), 5)
         face[:] = np.clip(own + texture, 0, 255)
@@ -245,7 +245,7 @@ class Stored:
         mask = np.zeros((crop[3] - crop[1], crop[2] - crop[0]), np.uint8)
         if avatar.regions[index]["has_face"]:
             mask[top - crop[1] : bottom - crop[1], left - crop[0] : right - crop[0]] = avatar.mask(index)
-        return cls(planes_to_bgr(avatar.frames[index], avatar.info.tags.matrix), (x1, y1, x2, y2), crop, mask)
+        return cls(planes_to_bgr(avatar.frame(index), avatar.info.tags.matrix), (x1, y1, x2, y2), crop, mask)
 
 
 def pillow_blend(stored: Stored, face: U8) -> U8:
@@ -352,7 +352,7 @@ def picture_difference(case: Case) -> tuple[int, int]:
     Theirs clips colours that BGR does not have, and blends chroma before it is halved, ours after: of noisy footage a
     few pixels in ten thousand differ by more than one level."""
     luma, chroma = 0, 0
-    target = planes(np.empty(case.avatar.frames.shape[1:], np.uint8))
+    target = planes(np.empty_like(case.avatar.frame(0)))
     for index, face in list(zip(case.indices, case.faces, strict=True))[::10]:
         theirs = bgr_to_planes(pillow_blend(Stored.of(case.avatar, index), face), case.avatar.info.tags.matrix)
         blend(case.avatar, index, face, target)

@@ -104,7 +104,7 @@ def host_stages(settings: Settings, avatar: Avatar, sound: Sound, scratch: Path)
     encoder.warm_up()
     face = np.random.default_rng(0).integers(0, 256, FACES.shape, np.uint8)
     indices = [avatar.index(i, fps) for i in range(frames)]
-    pictures = np.empty((min(frames, 100), *avatar.frames.shape[1:]), np.uint8)
+    pictures = np.empty((min(frames, 100), *avatar.frame(0).shape), np.uint8)
     for picture, index in zip(pictures, indices, strict=False):
         blend(avatar, index, face, planes(picture))
 
@@ -144,7 +144,7 @@ def ensemble_fps(engine: Engine, avatar: Avatar, batch_size: int, batches: int =
         for _ in range(batches):
             batch = engine.triton.batch(batch_size)
             batch.features[:] = 0
-            batch.latents[:] = avatar.latents[0]
+            avatar.read_latents([0] * batch_size, batch.latents)
             batch.send()
             pending.append(batch)
             if len(pending) == 2:

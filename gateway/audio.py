@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from lipserve.contract import SAMPLE_RATE
-from lipserve.errors import AudioTooShort
+from lipserve.errors import AudioTooShort, Cancelled
 from lipserve.media import AAC_RATES, Sound, SoundReader, StoredSound
 
 F32 = NDArray[np.float32]
@@ -27,12 +28,14 @@ class Recording:
 
 
 @contextmanager
-def recorded(path: Path, max_seconds: float, folder: Path, pad_seconds: float = 0.0) -> Iterator[Recording]:
+def recorded(
+    path: Path, max_seconds: float, folder: Path, pad_seconds: float = 0.0, cancelled: Event | None = None
+) -> Iterator[Recording]:
     """The sound of a media file, decoded into files without a name in `folder`: any length in constant memory.
 
     `pad_seconds`: of silence after it, which `max_seconds` does not count.
 
-    Raises NotAudio, AudioDamaged or AudioTooLong.
+    Raises NotAudio, AudioDamaged or AudioTooLong, and Cancelled within a block of `cancelled` being set.
     """
     with ExitStack() as stack:
         with SoundReader(path, max_seconds) as reader:
@@ -41,6 +44,8 @@ def recorded(path: Path, max_seconds: float, folder: Path, pad_seconds: float = 
             played = stack.enter_context(closing(StoredSound(folder, channels, rate)))
             to_heard, to_played = Resampler(reader.rate, SAMPLE_RATE, 1), Resampler(reader.rate, rate, channels)
             for block in reader:
+                if cancelled is not None and cancelled.is_set():
+                    raise Cancelled("The request was cancelled.")
                 heard.append(to_heard.convert(block.mean(axis=0, keepdims=True)))
                 played.append(to_played.convert(block))
             heard.append(to_heard.rest())

@@ -1,4 +1,4 @@
-"""The avatars in use: opened on first use, memory-mapped, kept in a bounded least-recently-used cache."""
+"""The avatars in use: opened on first use, kept in a bounded least-recently-used cache."""
 
 from collections import OrderedDict
 from threading import Lock
@@ -10,7 +10,10 @@ from lipserve.store import AvatarStore
 
 
 class AvatarCache:
-    """Safe to use from several threads. An avatar that was prepared anew, or touched, is opened anew."""
+    """Safe to use from several threads. An avatar that was prepared anew, or touched, is opened anew.
+
+    What it lets go of stays usable for requests under way: the files close with the last of them.
+    """
 
     def __init__(self, store: AvatarStore, size: int, metrics: Metrics) -> None:
         self.store, self._size, self._metrics = store, size, metrics

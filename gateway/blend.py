@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from lipserve.avatar import Avatar
-from lipserve.colour import U8, Planes, bgr_to_planes, planes
+from lipserve.colour import U8, Planes, bgr_to_planes
 
 
 def composite(target: U8, source: U8, mask: U8) -> None:
@@ -21,11 +21,11 @@ def composite(target: U8, source: U8, mask: U8) -> None:
 def blend(avatar: Avatar, index: int, face: U8, target: Planes) -> None:
     """Fill `target` with the stored frame `index` and `face`, uint8 (256, 256, 3) BGR, in its place.
 
-    A frame without a face is copied as it is. Nothing of the frame's size is allocated, only of the region's.
+    A frame without a face is copied as it is. Nothing of the frame's size is allocated, only of the region's. Raises
+    AvatarDamaged.
     """
     y, u, v = target
-    for plane, stored in zip(target, planes(avatar.frames[index]), strict=True):
-        np.copyto(plane, stored)
+    avatar.read_frame(index, target)
     record = avatar.regions[index]
     if not record["has_face"]:
         return

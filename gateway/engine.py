@@ -15,8 +15,6 @@ from pathlib import Path
 from threading import Event
 from typing import Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-
 from avatar_prep.faces import FaceFinder
 from avatar_prep.imported import import_avatar
 from avatar_prep.prepare import Parameters, Progress, prepare
@@ -245,13 +243,13 @@ class Engine:
             with ExitStack() as stack:
                 with watch.stage("audio"):
                     limit, pad = self._settings.max_audio_seconds, request.pad_seconds
-                    sound = stack.enter_context(recorded(audio, limit, output.parent, pad))
+                    sound = stack.enter_context(recorded(audio, limit, output.parent, pad, cancelled))
                     frames = frame_count(sound.heard.length, fps)
                 heard = Prompts(sound.heard, fps, request.padding, self._encoder.hidden_states, self._listeners)
                 stack.enter_context(closing(heard))
                 video = stack.enter_context(self._writer(draft, avatar, fps, sound.played))
-                faces = stack.enter_context(closing(self._faces(avatar, heard, frames, request.batch_size, watch)))
-                for index, face in faces:
+                faces = self._faces(avatar, heard, frames, request.batch_size, watch, cancelled)
+                for index, face in stack.enter_context(closing(faces)):
                     _require_wanted(cancelled)
                     with watch.stage("blend"):
                         blend(avatar, index, face, video.picture())
@@ -293,7 +291,13 @@ class Engine:
         return avatar
 
     def _faces(
-        self, avatar: Avatar, heard: Prompts, frames: int, batch_size: int, watch: Stopwatch
+        self,
+        avatar: Avatar,
+        heard: Prompts,
+        frames: int,
+        batch_size: int,
+        watch: Stopwatch,
+        cancelled: Event | None = None,
     ) -> Generator[tuple[int, U8]]:
         """(stored frame's index, generated face) for every output frame, in order.
 
@@ -312,7 +316,7 @@ class Engine:
                 pending.append((indices, batch))
                 with watch.stage("features"):
                     heard.batch(start, stop, batch.features)
-                np.take(avatar.latents, indices, axis=0, out=batch.latents, mode="clip")  # else numpy copies twice
+                avatar.read_latents(indices, batch.latents)
                 batch.send()
 
         try:
@@ -322,7 +326,7 @@ class Engine:
                 indices, batch = pending.popleft()
                 with batch:
                     with watch.stage("faces"):
-                        faces = batch.faces()
+                        faces = batch.faces(cancelled)
                     send()
                     yield from zip(indices, faces, strict=True)
         finally:

@@ -15,6 +15,9 @@ import json
 import math
 import os
 import re
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from lipserve.colour import U8, ColourTags
+from lipserve.colour import U8, ColourTags, Planes, planes
 from lipserve.contract import AVATAR_FORMAT, FACE_LATENTS, MAX_FPS
 from lipserve.errors import AvatarDamaged
 from lipserve.media import MAX_SIDE
@@ -35,6 +38,8 @@ AVATAR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 # excluded. `face` is where a generated face goes, wholly inside the frame; `region` is the even-sided rectangle inside
 # `face` grown to even pixels, outside of which the mask is 0; the mask of the region starts at `mask_start`.
 REGION = np.dtype([("has_face", "?"), ("face", "<i4", 4), ("region", "<i4", 4), ("mask_start", "<i8")])
+
+ROWS_BYTES = 1 << 18  # of rows on their way to planes with gaps: they stay in the core's cache
 
 
 class AvatarInfo(BaseModel):
@@ -71,32 +76,36 @@ class AvatarInfo(BaseModel):
 
 
 class Avatar:
-    """An opened avatar folder; its arrays are memory-mapped and read-only. Raises AvatarDamaged if anything is off."""
+    """An opened avatar folder. Raises AvatarDamaged if anything is off, also later, when a file has lost its end.
+
+    Frames, latents and masks are read from files that stay open until the last user lets go of the avatar, whatever
+    becomes of the folder. Safe to use from several threads.
+    """
 
     version: Version = ()  # of the folder when AvatarStore opened it
 
     def __init__(self, folder: Path) -> None:
+        self._name = folder.name
         try:
             self.info = AvatarInfo.model_validate_json((folder / "avatar.json").read_bytes())
-            shape = (self.info.frames, self.info.height * 3 // 2, self.info.width)
-            if (folder / "frames.yuv").stat().st_size != math.prod(shape):
+            n = self.info.frames
+            self._frame_bytes = self.info.height * 3 // 2 * self.info.width
+            self._frames = _File(folder / "frames.yuv")
+            if self._frames.size != n * self._frame_bytes:
                 raise ValueError("frames.yuv has another size than avatar.json says")
-            self.frames: U8 = np.memmap(folder / "frames.yuv", np.uint8, "r", shape=shape)
-            self.latents: NDArray[np.float16] = _load(folder / "latents.npy")
-            self.regions = np.array(_load(folder / "regions.npy"))
-            if not (folder / "masks.u8").stat().st_size:
-                raise ValueError("masks.u8 is empty")
-            self.masks: U8 = np.memmap(folder / "masks.u8", np.uint8, "r")
+            self._latents = _File(folder / "latents.npy")
+            self._latents_start = self._latents.start_of((n, *FACE_LATENTS.shape), np.dtype(FACE_LATENTS.dtype))
+            regions = _File(folder / "regions.npy")
+            start = regions.start_of((n,), REGION)
+            self.regions: NDArray[Any] = np.empty(n, REGION)
+            regions.read([self.regions.view(np.uint8)], start)
+            self._masks = _File(folder / "masks.u8")
             self._check()
         except (OSError, ValueError) as exc:
             raise damaged(folder.name, exc) from exc
 
     def _check(self) -> None:
         n = self.info.frames
-        if self.latents.shape != (n, *FACE_LATENTS.shape) or self.latents.dtype != FACE_LATENTS.dtype:
-            raise ValueError(f"latents.npy is {self.latents.dtype} {self.latents.shape}")
-        if self.regions.shape != (n,) or self.regions.dtype != REGION:
-            raise ValueError(f"regions.npy is {self.regions.dtype} {self.regions.shape}")
         used = self.regions[self.regions["has_face"]]
         face, region, start = used["face"], used["region"], used["mask_start"]
         size = np.array([self.info.width, self.info.height])
@@ -110,7 +119,7 @@ class Avatar:
             and (region[:, :2] < region[:, 2:]).all()
             and (region % 2 == 0).all()
             and (start >= 0).all()
-            and (start <= self.masks.size - widths * heights).all()
+            and (start <= self._masks.size - widths * heights).all()
         )
         if not inside:
             raise ValueError("regions.npy points outside the frames or the masks")
@@ -123,22 +132,112 @@ class Avatar:
         position = frame * self.info.fps // fps % (2 * n)
         return position if position < n else 2 * n - 1 - position
 
+    def read_frame(self, index: int, target: Planes) -> None:
+        """Fill the planes, of the avatar's size and with rows that may lie apart, with a stored frame.
+
+        Nothing of a frame's size is allocated. Raises AvatarDamaged.
+        """
+        start = index * self._frame_bytes
+        if all(plane.flags.c_contiguous for plane in target):
+            self._read(self._frames, target, start)
+            return
+        for plane in target:
+            self._read_rows(plane, start)
+            start += plane.size
+
+    def _read_rows(self, plane: U8, start: int) -> None:
+        if plane.flags.c_contiguous:
+            self._read(self._frames, [plane], start)
+            return
+        height, width = plane.shape
+        block = np.empty((min(max(1, ROWS_BYTES // width), height), width), np.uint8)
+        for top in range(0, height, len(block)):
+            rows = plane[top : top + len(block)]
+            packed = block[: len(rows)]
+            self._read(self._frames, [packed], start + top * width)
+            np.copyto(rows, packed)
+
+    def frame(self, index: int) -> U8:
+        """A stored frame in memory of its own: uint8 (h·3/2, w), I420. Raises AvatarDamaged."""
+        picture = np.empty((self.info.height * 3 // 2, self.info.width), np.uint8)
+        self.read_frame(index, planes(picture))
+        return picture
+
+    def read_latents(self, indices: Sequence[int], out: NDArray[np.float16]) -> None:
+        """Fill `out`, float16 (n, 8, 32, 32) in C order, with those of n stored frames. Raises AvatarDamaged."""
+        for row, index in zip(out, indices, strict=True):
+            self._read(self._latents, [row], self._latents_start + index * row.nbytes)
+
     def mask(self, index: int) -> U8:
-        """uint8 (region height, region width): 255 takes the generated face, 0 leaves the frame."""
+        """uint8 (region height, region width): 255 takes the generated face, 0 leaves the frame. Raises
+        AvatarDamaged."""
         record = self.regions[index]
-        x1, y1, x2, y2 = record["region"]
-        start, size = int(record["mask_start"]), int(x2 - x1) * int(y2 - y1)
-        return self.masks[start : start + size].reshape(y2 - y1, x2 - x1)
+        x1, y1, x2, y2 = (int(side) for side in record["region"])
+        mask = np.empty((y2 - y1, x2 - x1), np.uint8)
+        self._read(self._masks, [mask], int(record["mask_start"]))
+        return mask
+
+    def _read(self, file: "_File", out: Sequence[NDArray[Any]], start: int) -> None:
+        try:
+            file.read(out, start)
+        except (OSError, ValueError) as exc:
+            raise damaged(self._name, exc) from exc
+
+    # Whole files as mapped arrays, for tests and benchmarks. No request may touch them: whoever reads a page that its
+    # file has lost ends with SIGBUS, and so does the process.
+
+    @cached_property
+    def frames(self) -> U8:
+        """uint8 (n, h·3/2, w)."""
+        shape = (self.info.frames, self.info.height * 3 // 2, self.info.width)
+        return np.memmap(self._frames.file, np.uint8, "r", shape=shape)
+
+    @cached_property
+    def latents(self) -> NDArray[np.float16]:
+        """float16 (n, 8, 32, 32)."""
+        shape = (self.info.frames, *FACE_LATENTS.shape)
+        return np.memmap(self._latents.file, np.float16, "r", self._latents_start, shape)
+
+    @cached_property
+    def masks(self) -> U8:
+        """uint8 (total,)."""
+        return np.memmap(self._masks.file, np.uint8, "r")
 
 
-def _load(file: Path) -> NDArray[Any]:
-    """An .npy file, memory-mapped and read-only. Raises OSError or ValueError."""
-    try:
-        return np.lib.format.open_memmap(file, mode="r")
-    except OSError:
-        raise
-    except Exception as exc:  # of a damaged header numpy makes SyntaxError, TokenError, TypeError and more
-        raise ValueError(f"{file.name}: {exc}") from exc
+class _File:
+    """A file that is open as long as this object lives. Its methods raise OSError or ValueError that name it."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.file = path.open("rb", buffering=0)
+        weakref.finalize(self, self.file.close)
+        self.size = os.fstat(self.file.fileno()).st_size
+
+    def start_of(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """Where the data of the .npy file begin, which must be a whole array like this, in C order."""
+        try:
+            version = np.lib.format.read_magic(self.file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            found, in_fortran_order, found_dtype = read(self.file)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, self.name) from exc
+        except Exception as exc:  # of a damaged header numpy makes SyntaxError, TokenError, TypeError and more
+            raise ValueError(f"{self.name}: {exc}") from exc
+        if found != shape or found_dtype != dtype or in_fortran_order:
+            raise ValueError(f"{self.name} is {found_dtype} {found}{' in Fortran order' * in_fortran_order}")
+        start = self.file.tell()
+        if self.size < start + math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{self.name} ends too early")
+        return start
+
+    def read(self, out: Sequence[NDArray[Any]], start: int) -> None:
+        """Fill the arrays, each in C order, one after another."""
+        try:
+            got = os.preadv(self.file.fileno(), out, start)  # type: ignore[arg-type]
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, self.name) from exc
+        if got != sum(array.nbytes for array in out):
+            raise ValueError(f"{self.name} ends too early")
 
 
 def _reason(exc: OSError | ValueError) -> str:

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     max_video_seconds: Positive = Field(120, description="Longest avatar video.")
     max_frame_pixels: Positive = Field(1920 * 1920, description="Largest frame of an avatar, width times height.")
 
-    avatar_cache: Positive = Field(16, description="Avatars kept open (memory-mapped), least recently used out first.")
+    avatar_cache: Positive = Field(16, description="Avatars kept open, least recently used out first.")
     max_concurrent_syncs: Positive = Field(4, description="Lip-sync calls and jobs rendered at once; more wait.")
     max_waiting: Positive = Field(64, description="Calls, and jobs, that may wait for their turn; beyond: 429.")
     job_timeout_seconds: Positive = Field(3600, description="Longest a job may be worked on.")

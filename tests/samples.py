@@ -55,7 +55,7 @@ FORMATS = {
 
 def blended(avatar: Avatar, index: int, face: U8) -> U8:
     """One I420 picture of its own, uint8 (h·3/2, w)."""
-    picture = np.full(avatar.frames.shape[1:], 77, np.uint8)
+    picture = np.full_like(avatar.frame(0), 77)
     blend(avatar, index, face, planes(picture))
     return picture
 

@@ -1,7 +1,9 @@
 """From a sound file to speech, to a frame count, and to what AAC can hold."""
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ from samples import tone, write_sound
 
 from gateway.audio import PLAYBACK_RATE, frame_count, recorded, speech
 from lipserve.contract import SAMPLE_RATE
-from lipserve.errors import AudioTooLong, AudioTooShort
-from lipserve.media import AAC_RATES, Sound, StoredSound, read_sound
+from lipserve.errors import AudioTooLong, AudioTooShort, Cancelled
+from lipserve.media import AAC_RATES, Sound, SoundReader, StoredSound, read_sound
 
 
 def test_speech_at_its_own_rate_is_untouched() -> None:
@@ -137,6 +139,34 @@ def test_a_recording_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(AudioTooLong), recorded(file, 0.5, folder):
         pass
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_decoding_ends_when_it_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Within a block, and nothing stays open."""
+    file = write_sound(tmp_path / "a.wav", tone(30.0), SAMPLE_RATE)
+    cancelled, blocks, iterate = Event(), 0, SoundReader.__iter__
+
+    def counted(reader: SoundReader) -> Iterator[np.ndarray]:
+        nonlocal blocks
+        for block in iterate(reader):
+            if blocks == after:
+                cancelled.set()
+            blocks += 1
+            yield block
+
+    monkeypatch.setattr(SoundReader, "__iter__", counted)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(Cancelled), recorded(file, 60, tmp_path, cancelled=cancelled):
+        pytest.fail("recorded to the end")
+    assert blocks == after + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_is_not_cancelled_is_recorded(tmp_path: Path) -> None:
+    file = write_sound(tmp_path / "a.wav", tone(1.0), SAMPLE_RATE)
+    with recorded(file, 60, tmp_path, cancelled=Event()) as found:
+        assert found.heard.length == SAMPLE_RATE
 
 
 # -- scratch files ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """The avatar folder: which names it takes, that it appears whole or not at all, and what is said when it is damaged."""
 
+import errno
 import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lipserve import avatar as avatar_module
 from lipserve import store as module
 from lipserve.avatar import (
     REGION,
@@ -17,7 +20,7 @@ from lipserve.avatar import (
     sha256,
     write_info,
 )
-from lipserve.colour import ColourTags
+from lipserve.colour import ColourTags, Planes, planes
 from lipserve.errors import (
     AvatarBusy,
     AvatarDamaged,
@@ -189,7 +192,7 @@ def test_force_replaces_and_whoever_has_the_old_one_open_goes_on(store: AvatarSt
     publish(store, force=True, note=b"new")
     assert (store.folder("lisa") / "preview.jpg").read_bytes() == b"new"
     assert store.version("lisa") != version
-    assert [int(frame[0, 0]) for frame in opened.frames] == [0, 1, 2, 3]
+    assert [int(opened.frame(i)[0, 0]) for i in range(FRAMES)] == [0, 1, 2, 3]
     assert hidden(store) == []
 
 
@@ -298,7 +301,7 @@ def test_delete(store: AvatarStore) -> None:
     store.delete("lisa")
     assert store.list() == []
     assert hidden(store) == []
-    assert int(opened.frames[3, 0, 0]) == 3
+    assert int(opened.frame(3)[0, 0]) == 3
     with pytest.raises(AvatarNotFound, match="'lisa'"):
         store.delete("lisa")
 
@@ -381,9 +384,10 @@ def test_a_whole_avatar(folder: Path) -> None:
     avatar = Avatar(folder)
     assert avatar.info == info()
     assert avatar.info.tags == ColourTags(1, 2, 3)
-    assert avatar.frames.shape == (FRAMES, 72, WIDTH)
-    assert [int(frame[0, 0]) for frame in avatar.frames] == [0, 1, 2, 3]
-    assert avatar.latents.shape == (FRAMES, 8, 32, 32)
+    for index in range(FRAMES):
+        frame = avatar.frame(index)
+        assert frame.shape == (72, WIDTH)
+        assert (frame == index).all()
     assert avatar.regions["has_face"].tolist() == [True, True, False, True]
 
 
@@ -396,9 +400,126 @@ def test_each_frame_has_its_mask(folder: Path) -> None:
 
 
 def test_nothing_of_it_can_be_written(folder: Path) -> None:
+    before = sha256(folder)
     avatar = Avatar(folder)
     for array in (avatar.frames, avatar.latents, avatar.masks):
         assert not array.flags.writeable
+    avatar.frame(1)[:], avatar.mask(1)[:] = 9, 9
+    assert sha256(folder) == before
+    assert (avatar.frame(1) == 1).all() and (avatar.mask(1) == 100).all()
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def apart(width: int, height: int, gap: int) -> Planes:
+    """Planes whose rows lie apart, as an encoder's may; full of 77."""
+    return tuple(np.full((h, w + gap), 77, np.uint8)[:, :w] for h, w in _sides(width, height))  # type: ignore[return-value]
+
+
+def _sides(width: int, height: int) -> list[tuple[int, int]]:
+    return [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
+
+
+def noisy(folder: Path) -> np.ndarray:
+    """Fills all arrays with noise; returns the frames, uint8 (n, h·3/2, w)."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (FRAMES, HEIGHT * 3 // 2, WIDTH), np.uint8)
+    frames.tofile(folder / "frames.yuv")
+    np.save(folder / "latents.npy", rng.normal(size=(FRAMES, 8, 32, 32)).astype(np.float16))
+    rng.integers(0, 256, 3 * MASK, np.uint8).tofile(folder / "masks.u8")
+    return frames
+
+
+@pytest.mark.parametrize("rows", [1, WIDTH, 5 * WIDTH + 1, 1 << 20])
+@pytest.mark.parametrize("index", range(FRAMES))
+def test_planes_of_any_layout_are_filled_alike(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, index: int, rows: int
+) -> None:
+    """Rows that lie apart come in blocks of which the last may be smaller; what lies between them is not touched."""
+    monkeypatch.setattr(avatar_module, "ROWS_BYTES", rows)
+    stored = planes(noisy(folder)[index])
+    avatar = Avatar(folder)
+    packed, padded = planes(np.full((HEIGHT * 3 // 2, WIDTH), 77, np.uint8)), apart(WIDTH, HEIGHT, 32)
+    mixed = (packed[0].copy(), *apart(WIDTH, HEIGHT, 1)[1:])
+    reversed_rows: Planes = tuple(np.full(side, 77, np.uint8)[::-1] for side in _sides(WIDTH, HEIGHT))  # type: ignore[assignment]
+    for target in (packed, padded, mixed, reversed_rows):
+        avatar.read_frame(index, target)
+        for plane, wanted in zip(target, stored, strict=True):
+            assert (plane == wanted).all()
+    for plane in padded:
+        assert plane.base is not None and (plane.base[:, plane.shape[1] :] == 77).all()
+
+
+def test_latents_and_masks_are_those_of_the_files(folder: Path) -> None:
+    noisy(folder)
+    latents, masks = np.load(folder / "latents.npy"), np.fromfile(folder / "masks.u8", np.uint8)
+    avatar = Avatar(folder)
+    for indices in ([0], [3, 3, 2, 1, 0, 0, 1], []):
+        out = np.zeros((len(indices), 8, 32, 32), np.float16)
+        avatar.read_latents(indices, out)
+        assert (out == latents[indices]).all()
+    for place, index in enumerate((0, 1, 3)):
+        assert (avatar.mask(index) == masks[place * MASK :][:MASK].reshape(28, 20)).all()
+    assert avatar.mask(2).size == 0
+    assert (avatar.frames == np.stack([avatar.frame(i) for i in range(FRAMES)])).all()
+    assert (avatar.latents == latents).all() and (avatar.masks == masks).all()
+
+
+def test_latents_in_fortran_order(folder: Path) -> None:
+    np.save(folder / "latents.npy", np.asfortranarray(np.zeros((FRAMES, 8, 32, 32), np.float16)))
+    assert "latents.npy is float16 (4, 8, 32, 32) in Fortran order" in reason(folder)
+
+
+READS: dict[str, Callable[[Avatar], object]] = {
+    "frames.yuv": lambda avatar: avatar.read_frame(3, planes(np.empty((HEIGHT * 3 // 2, WIDTH), np.uint8))),
+    "frames.yuv, rows apart": lambda avatar: avatar.read_frame(3, apart(WIDTH, HEIGHT, 32)),
+    "latents.npy": lambda avatar: avatar.read_latents([0, 3], np.empty((2, 8, 32, 32), np.float16)),
+    "masks.u8": lambda avatar: avatar.mask(3),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("left", [0, 1, -1])
+def test_a_file_that_loses_its_end_while_the_avatar_is_open(folder: Path, read: str, left: int) -> None:
+    """A map would end the process with SIGBUS."""
+    avatar = Avatar(folder)
+    READS[read](avatar)
+    file = folder / read.split(",")[0]
+    os.truncate(file, left if left >= 0 else file.stat().st_size + left)
+    with pytest.raises(AvatarDamaged, match=rf"'lisa' is damaged \({file.name} ends too early\)") as caught:
+        READS[read](avatar)
+    assert "force=true" in caught.value.hint
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_disk_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    avatar = Avatar(folder)
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(AvatarDamaged, match=rf"'lisa' is damaged \({read.split(',')[0]}: Input/output error\)"):
+        READS[read](avatar)
+
+
+def test_files_close_with_the_last_user(store: AvatarStore) -> None:
+    def still_open() -> int:
+        links = (str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+        return sum(link.startswith(f"{store.root}/") for link in links)
+
+    publish(store)
+    first, second = store.open("lisa"), store.open("lisa")
+    assert still_open() == 6
+    store.delete("lisa")
+    del first
+    assert still_open() == 3
+    assert (second.frame(3) == 3).all() and (second.mask(3) == 150).all()
+    del second
+    assert still_open() == 0
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["avatar.json", "frames.yuv", "latents.npy", "regions.npy", "masks.u8"])

@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import os
 import re
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +16,11 @@ from processes import wait_for
 from samples import FORMATS, SPEECH, facts, pictures, short_clip, tone, write_sound
 
 from gateway.app import create_app
+from gateway.avatars import AvatarCache
+from gateway.engine import Engine, SyncRequest
+from gateway.metrics import Metrics
 from lipserve.embedded import EmbeddedTriton
+from lipserve.errors import AvatarDamaged
 from lipserve.media import VideoReader, read_sound
 from lipserve.settings import Settings
 from lipserve.store import AvatarStore
@@ -87,11 +93,40 @@ def test_outside_the_blend_the_source_is_kept(
             x1, y1, x2, y2 = record["region"]
             outside = np.ones((512, 512), bool)
             outside[y1:y2, x1:x2] = False
-            source = avatar.frames[avatar.index(i, 25)][:512].astype(float)
+            source = avatar.frame(avatar.index(i, 25))[:512].astype(float)
             error = np.mean((frame[:512].astype(float) - source)[outside] ** 2)
             assert 10 * np.log10(255**2 / error) > 38
             inside = np.abs(frame[y1:y2, x1:x2].astype(float) - source[y1:y2, x1:x2])
             assert inside.mean() > 1.5  # the face is really replaced
+
+
+@pytest.mark.parametrize("name", ["frames.yuv", "masks.u8", "latents.npy"])
+def test_an_avatar_that_is_cut_while_it_speaks_ends_that_request_alone(
+    lisa: str, settings: Settings, triton: EmbeddedTriton, tmp_path: Path, name: str
+) -> None:
+    """A map of the file would end the whole gateway with SIGBUS."""
+    sound, video = write_sound(tmp_path / "a.wav", tone(1.0), 16000), tmp_path / "out.mp4"
+    store, shown = AvatarStore(tmp_path / "avatars"), 0
+    shutil.copytree(AvatarStore(settings.avatars_dir).folder(lisa), store.folder("cut"))
+
+    def cut(stage: str, done: int, total: int | None) -> None:
+        nonlocal shown
+        shown = done
+        if done == 3:
+            os.truncate(store.folder("cut") / name, 4096)
+
+    engine = Engine(settings, triton.grpc_url)
+    try:
+        avatars = AvatarCache(store, 1, Metrics())
+        with pytest.raises(AvatarDamaged, match=rf"'cut' is damaged \({name} ends too early\)"):
+            engine.lip_sync(SyncRequest("cut", batch_size=2), sound, video, cut, avatars=avatars)
+        assert 3 <= shown < 25
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["a.wav", "avatars"]
+        with pytest.raises(AvatarDamaged):  # not from the cache
+            engine.lip_sync(SyncRequest("cut"), sound, video, avatars=avatars)
+        assert engine.lip_sync(SyncRequest(lisa), sound, video).frames == 25
+    finally:
+        engine.close()
 
 
 def test_the_clip_runs_forward_then_backward(client: TestClient, lisa: str, tmp_path: Path) -> None:
