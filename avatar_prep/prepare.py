@@ -162,7 +162,7 @@ def _find_faces(footage: Footage, finder: FaceFinder, progress: Progress) -> lis
     for index in range(total):
         detections.append(finder.detect(footage.bgr(index)))
         progress("faces", index + 1, total)
-    faces = follow_largest(detections)
+    faces = follow_largest(detections, lambda: progress("faces", total, total))
     require_faces([face is not None for face in faces])
     return faces
 

@@ -133,9 +133,10 @@ class Studio:
                 truth = portrait.render(pose, spoken[number])
                 errors["mouth"].append(mean_square(shown[where], truth[where]))
                 errors["still"].append(mean_square(portrait.render(pose, REST_MOUTH)[where], truth[where]))
-                mesh = self.finder.mesh(shown, self.finder.detect(shown)[0])
+                faces = self.finder.detect(shown)
+                mesh = self.finder.mesh(shown, faces[0]) if faces else None
                 if mesh is not None:
-                    luma = (planes(frame)[0].astype(int), planes(avatar.frames[index])[0].astype(int))
+                    luma = (planes(frame)[0].astype(int), planes(avatar.frame(index))[0].astype(int))
                     errors["upper"].append(float(np.abs(luma[0] - luma[1])[upper_face(mesh, luma[0].shape)].mean()))
         return {
             "psnr_mouth": decibels(errors["mouth"]),

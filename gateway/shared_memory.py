@@ -6,12 +6,9 @@ is removed by the next gateway. Knows the contract's sizes, and nothing of Trito
 """
 
 import errno
-import fcntl
 import mmap
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipserve.claims import abandoned, claim
 from lipserve.contract import AUDIO_FEATURES, FACE_LATENTS, FACES, MAX_BATCH_SIZE, Tensor
 
 FOLDER = Path("/dev/shm")
@@ -51,7 +49,7 @@ class Slot:
     def __init__(self) -> None:
         """Raises OSError where shared memory is missing, full or forbidden."""
         _require_space()
-        self._handle, self.name = _locked_file()
+        self._handle, self.name = claim(FOLDER, f"{PREFIX}{os.getpid()}-")
         try:
             os.posix_fallocate(self._handle, 0, SLOT_BYTES)
             self._memory = mmap.mmap(self._handle, SLOT_BYTES)
@@ -134,10 +132,8 @@ class SlotPool:
 
 def remove_stale() -> None:
     """Remove regions whose gateways are gone. Those of living ones, in this process or another, are locked."""
-    for file in FOLDER.glob(f"{PREFIX}*"):
-        with suppress(OSError), _opened(file, os.O_RDWR) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink(missing_ok=True)
+    for _ in abandoned(FOLDER, f"{PREFIX}*"):
+        pass
 
 
 def is_ours(name: str) -> bool:
@@ -155,28 +151,3 @@ def _require_space() -> None:
     free = found.f_bavail * found.f_frsize
     if free < SLOT_BYTES + KEPT_FREE:
         raise OSError(errno.ENOSPC, f"{FOLDER} has {free >> 20} MB free, of which {KEPT_FREE >> 20} are left to others")
-
-
-@contextmanager
-def _opened(file: Path, flags: int) -> Iterator[int]:
-    handle = os.open(file, flags)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _locked_file() -> tuple[int, str]:
-    """A new, empty file of ours, open and locked, and its name. Raises OSError."""
-    while True:
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
-        handle = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.fstat(handle).st_nlink:  # else another gateway's remove_stale was between the two lines
-                return handle, name
-        except OSError:
-            (FOLDER / name).unlink(missing_ok=True)
-            os.close(handle)
-            raise
-        os.close(handle)

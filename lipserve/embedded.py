@@ -2,7 +2,8 @@
 
 It is started on given or free ports, waited for, started again if it dies, and stopped. It never outlives this process:
 the kernel ends it when its parent is gone (PR_SET_PDEATHSIG), and its Python stubs watch it in turn. What it prints is
-kept in a log file. Knows nothing of models beyond the folder they are in, and whether all are loaded at first or none.
+kept in a log file. What is left when both are killed at once, the next start removes. Knows nothing of models beyond
+the folder they are in, and whether all are loaded at first or none.
 """
 
 import http.client
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
+from lipserve.claims import abandoned, claim
 from lipserve.errors import LipserveError, ModelsMissing, TritonDidNotStart
 from lipserve.fetch import TRITONSERVER
 
@@ -32,6 +34,8 @@ RESTART_DELAYS = (0.5, 1, 2, 5, 10)  # seconds before the n-th restart in a row;
 STABLE_AFTER = 60.0  # seconds of life after which a crash counts as the first again
 KEEP_LOG_BYTES = 20_000_000  # an older log beyond this is set aside as .1
 SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "lipserve_"  # of our Tritons' regions, before what is one server's own
+CLAIM = ".lock"  # ends the name of the file whose lock says that a server's regions have an owner
 
 # Becomes tritonserver after asking the kernel to be ended together with its parent, whose pid is the first argument.
 _TIE_TO_PARENT = """
@@ -87,6 +91,7 @@ class EmbeddedTriton:
         self.log_file = self._run_dir / "triton.log"
         self._log_start = 0  # byte where this server's own lines begin
         self._process: subprocess.Popen[bytes] | None = None
+        self._claim: tuple[int, str] | None = None  # handle and name, from start to stop
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="triton-supervisor", daemon=True)
 
@@ -111,6 +116,14 @@ class EmbeddedTriton:
         if self.log_file.exists() and self.log_file.stat().st_size > KEEP_LOG_BYTES:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+        remove_stale()
+        try:
+            self._claim = claim(SHARED_MEMORY, f"{PREFIX}{os.getpid()}_{self.ports.grpc}_", CLAIM)
+        except OSError as exc:
+            raise TritonDidNotStart(
+                f"Triton's Python backend needs {SHARED_MEMORY}, where no file can be made: {exc.strerror}.",
+                "Mount a tmpfs there that this user may write to, and that is not full.",
+            ) from exc
         self._supervisor.start()
         try:
             self._wait_until_ready()
@@ -122,6 +135,11 @@ class EmbeddedTriton:
         self._stopping.set()
         if self._supervisor.is_alive():
             self._supervisor.join(STOP_TIMEOUT + 5)
+        if self._claim is not None and not self._supervisor.is_alive():
+            handle, name = self._claim
+            self._claim = None
+            (SHARED_MEMORY / name).unlink(missing_ok=True)
+            os.close(handle)
 
     def __enter__(self) -> Self:
         self.start()
@@ -180,7 +198,7 @@ class EmbeddedTriton:
             "metrics-port": ports.metrics,
             "exit-timeout-secs": 5,
             "allow-gpu-metrics": "false",
-            "backend-config": f"python,shm-region-prefix-name={self._shared_memory_prefix}",
+            "backend-config": f"python,shm-region-prefix-name={self._shared_memory_prefix()}",
         }
         return [
             *(sys.executable, "-c", _TIE_TO_PARENT, str(os.getpid())),
@@ -190,9 +208,9 @@ class EmbeddedTriton:
             *(f"--{name}={value}" for name, value in options.items()),
         ]
 
-    @property
     def _shared_memory_prefix(self) -> str:
-        return f"lipserve_{os.getpid()}_{self.ports.grpc}_"
+        assert self._claim is not None
+        return _prefix(self._claim[1])
 
     def _supervise(self) -> None:
         """The thread that starts the child must live as long as it: PR_SET_PDEATHSIG looks at the thread."""
@@ -200,28 +218,28 @@ class EmbeddedTriton:
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
-                with self.log_file.open("ab") as out:
-                    self._process = subprocess.Popen(
-                        self._command(), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
-                    )
+                what = f"ended with {self._run()}"
             except (OSError, LipserveError) as exc:
-                log.error("tritonserver could not be started: %s", exc)
-                return
-            while self._process.poll() is None and not self._stopping.wait(0.1):
-                pass
+                what = f"could not be started: {exc}"
+                if self._process is None:  # the very first one, for which `start` waits
+                    log.error("tritonserver %s", what)
+                    return
             if self._stopping.is_set():
-                break
-            self._clean_up_after(self._process)
+                return
             failures = 1 if time.monotonic() - started > STABLE_AFTER else failures + 1
             delay = RESTART_DELAYS[min(failures, len(RESTART_DELAYS)) - 1]
-            log.error("tritonserver ended with %s; starting it again in %s s", self._process.returncode, delay)
+            log.error("tritonserver %s; starting it again in %s s", what, delay)
             self._stopping.wait(delay)
-        self._end_child()
 
-    def _end_child(self) -> None:
-        process = self._process
-        if process is None:
-            return
+    def _run(self) -> int:
+        """Start the child, stay until it has ended, by itself or because of `stop`, and return its exit code. Raises
+        OSError or LipserveError if it cannot be started."""
+        with self.log_file.open("ab") as out:
+            self._process = process = subprocess.Popen(
+                self._command(), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        while process.poll() is None and not self._stopping.wait(0.1):
+            pass
         if process.poll() is None:
             process.terminate()
             try:
@@ -230,14 +248,14 @@ class EmbeddedTriton:
                 process.kill()
                 process.wait()
         self._clean_up_after(process)
+        return process.returncode
 
     def _clean_up_after(self, process: subprocess.Popen[bytes]) -> None:
         """What a killed server leaves: stubs that wait for it for ever, if it died in the middle of a request, and
         their shared memory. The server is gone, so its process group holds nothing but its stubs."""
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
-            region.unlink(missing_ok=True)
+        _remove_regions(self._shared_memory_prefix())
 
     def _wait_until_ready(self) -> None:
         """A crash is forgiven once, the supervisor starts it again: on a busy machine the Python backend was seen to
@@ -276,6 +294,40 @@ class EmbeddedTriton:
             errors = [line for line in lines if line.startswith(("E", "error:")) and "CUDA" not in line.upper()]
             tail = "\n".join((errors or lines)[-10:])
         return TritonDidNotStart(f"tritonserver {what}.", f"From {self.log_file}:\n{tail}")
+
+
+def remove_stale() -> None:
+    """End the stubs and remove the regions of servers that were killed together with their parents."""
+    for file in abandoned(SHARED_MEMORY, f"{PREFIX}*{CLAIM}"):
+        prefix = _prefix(file.name)
+        _kill_stubs(prefix)
+        _remove_regions(prefix)
+
+
+def _prefix(claimed: str) -> str:
+    """Of the names of the regions that a claimed file stands for."""
+    return f"{claimed.removesuffix(CLAIM)}_"
+
+
+def _remove_regions(prefix: str) -> None:
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        with suppress(OSError):
+            region.unlink()
+
+
+def _kill_stubs(prefix: str) -> None:
+    """A stub's command line names its region, and no other server's regions begin like it. Those in other containers
+    are not seen."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            handle = os.pidfd_open(int(folder.name))  # before the look at it: a process id may be another's by then
+            try:
+                program, *arguments = (folder / "cmdline").read_bytes().split(b"\0")
+                ours = any(argument.startswith(prefix.encode()) for argument in arguments)
+                if ours and program.endswith(b"triton_python_backend_stub"):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            finally:
+                os.close(handle)
 
 
 def _exit_name(code: int) -> str:

@@ -126,14 +126,24 @@ class AvatarStore:
         for file in draft.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        if not target.exists():
-            draft.rename(target)
-        elif not _exchange(draft, target):
-            replaced = self.root / f".replaced-{target.name}"
+        if not (target.exists() and _exchange(draft, target)):
+            self._rename_over(draft, target)
+
+    def _rename_over(self, draft: Path, target: Path) -> None:
+        """Where there is nothing to swap with, or names cannot be swapped: two renames, the first one undone if the
+        second fails."""
+        replaced = self.root / f".replaced-{target.name}"
+        if target.exists():  # else what was set aside may be all there is
             shutil.rmtree(replaced, ignore_errors=True)
-            target.rename(replaced)
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                target.rename(replaced)
+        try:
             draft.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
+        except BaseException:
+            with suppress(OSError):  # there was none, or `recover` does it
+                replaced.rename(target)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def recover(self) -> None:
         """Put back what a process killed between the two renames of `_publish` had set aside, and clear up after it.

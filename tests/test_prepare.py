@@ -227,7 +227,22 @@ def test_preparing_twice_gives_the_same(clip: Path, finder: FaceFinder, tmp_path
 def test_progress_counts_every_frame_of_every_stage(clip: Path, finder: FaceFinder, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int | None]] = []
     make(clip, tmp_path / "a", finder, progress=lambda *step: seen.append(step))
-    assert seen == [(stage, done, 12) for stage in ("decode", "faces", "encode") for done in range(1, 13)]
+    steps = [(stage, done, 12) for stage in ("decode", "faces", "encode") for done in range(1, 13)]
+    assert list(dict.fromkeys(seen)) == steps
+    assert len(seen) == len(steps) + 12  # and once more for every frame through which the face is followed
+
+
+def test_a_preparation_is_cancelled_while_the_face_is_followed(clip: Path, finder: FaceFinder, tmp_path: Path) -> None:
+    reports: list[str] = []
+
+    def cancel(stage: str, done: int, total: int | None) -> None:
+        reports.append(stage)
+        if reports.count("faces") == 12 + 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        make(clip, tmp_path / "a", finder, progress=cancel)
+    assert "encode" not in reports
 
 
 @pytest.mark.parametrize("stage", ["decode", "faces", "encode"])

@@ -24,6 +24,7 @@ from gateway import shared_memory
 from gateway.metrics import Metrics
 from gateway.shared_memory import FOLDER, OFFSETS, PREFIX, SLOT_BYTES, TENSORS, Slot, SlotPool, remove_stale
 from gateway.triton import GROW_AGAIN, Batch, RegisteredSlots, TritonClient
+from lipserve import claims
 from lipserve.colour import U8
 from lipserve.contract import FACES, MAX_BATCH_SIZE
 from lipserve.embedded import EmbeddedTriton
@@ -161,7 +162,7 @@ def test_regions_of_the_killed_are_removed_and_those_of_the_living_are_not() -> 
 
 def test_a_region_is_never_seen_without_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another gateway removes it between its making and its locking: it is made again."""
-    real = shared_memory.fcntl.flock
+    real = claims.fcntl.flock
     calls = []
 
     def removed_before(handle: int, operation: int) -> None:
@@ -172,7 +173,7 @@ def test_a_region_is_never_seen_without_its_lock(monkeypatch: pytest.MonkeyPatch
         real(handle, operation)
 
     before = regions()
-    monkeypatch.setattr(shared_memory.fcntl, "flock", removed_before)
+    monkeypatch.setattr(claims.fcntl, "flock", removed_before)
     slot = Slot()
     assert len(calls) == 2
     assert regions() - before == {slot.name}

@@ -1,11 +1,15 @@
 """Which of several faces is the avatar's."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
-from avatar_prep.faces import Face
-from avatar_prep.track import follow_largest
+from avatar_prep import track as module
+from avatar_prep.faces import Face, overlap
+from avatar_prep.track import SAME_FACE, follow_largest
+from lipserve.errors import Cancelled
 
 
 def face(x: float, y: float, side: float, score: float = 0.9) -> Face:
@@ -75,3 +79,81 @@ def test_one_face_is_not_two() -> None:
 def test_a_jump_is_another_face() -> None:
     clip = [[face(0, 0, 50)]] * 3 + [[face(300, 0, 50)]] * 4
     assert lefts(follow_largest(clip)) == [None] * 3 + [300] * 4
+
+
+# -- the same as said plainly, in less time ---------------------------------------------------------------------------
+
+
+def plainly(detections: Sequence[Sequence[Face]]) -> list[Face | None]:
+    """`follow_largest` as its docstring says it: every face against every track there ever was."""
+    tracks: list[dict[int, Face]] = []
+    for frame, faces in enumerate(detections):
+        free = list(faces)
+        for track in sorted(tracks, key=lambda t: -max(t)):
+            last = track[max(track)]
+            best = max(free, key=lambda face: overlap(face, last), default=None)
+            if best is not None and overlap(best, last) >= SAME_FACE:
+                track[frame] = best
+                free = [face for face in free if face is not best]
+        tracks += [{frame: face} for face in free]
+    main = max(tracks, key=lambda track: sum(face.area for face in track.values()), default={})
+    return [main.get(frame) for frame in range(len(detections))]
+
+
+def unrelated(draw: random.Random, frames: int, most: int, room: float) -> list[list[Face]]:
+    """Up to `most` faces a frame, anywhere in a square of `room` pixels, of many sizes, some exactly alike."""
+    return [
+        [
+            face(
+                round(draw.uniform(0, room), draw.choice((-1, 2))), draw.uniform(0, room), draw.choice((40, 60, 110.5))
+            )
+            for _ in range(draw.randint(0, most))
+        ]
+        for _ in range(frames)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_clips_are_followed_as_plainly(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(seed)
+    monkeypatch.setattr(module, "LOOK_AHEAD", draw.choice((1, 7, 64)))
+    clip = unrelated(draw, draw.randint(1, 40), draw.randint(1, 8), draw.choice((30, 150, 600, 3000)))
+    found, expected = follow_largest(clip), plainly(clip)
+    assert [id(f) for f in found] == [id(f) for f in expected]
+
+
+def test_faces_alike_are_taken_in_their_order() -> None:
+    clip = [[face(0, 0, 50), face(0, 0, 50)] for _ in range(5)]
+    assert [id(f) for f in follow_largest(clip)] == [id(faces[0]) for faces in clip]
+
+
+def test_a_box_without_area_is_nobody() -> None:
+    assert lefts(follow_largest([[face(5, 5, 0), face(0, 0, 50)], [face(5, 5, 0), face(1, 0, 50)]])) == [0, 1]
+
+
+def test_only_tracks_that_a_face_could_continue_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 frames of ten faces each, of which 9 are somewhere else every time."""
+    clip = [[face(0, i % 7, 100), *(face(1000 * (9 * i + n), 0, 50) for n in range(1, 10))] for i in range(600)]
+    looked_at: list[int] = []
+    real = module._choose
+
+    def choose(tracks: Sequence[module._Track], boxes: np.ndarray) -> list[int | None]:
+        looked_at.append(len(tracks))
+        return real(tracks, boxes)
+
+    monkeypatch.setattr(module, "_choose", choose)
+    assert lefts(follow_largest(clip)) == [0.0] * 600
+    assert looked_at == [0] + [1] * 599
+
+
+def test_following_can_be_cancelled_at_every_frame() -> None:
+    reports: list[None] = []
+
+    def report() -> None:
+        reports.append(None)
+        if len(reports) == 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        follow_largest([[face(0, 0, 50)]] * 10, report)
+    assert len(reports) == 3
