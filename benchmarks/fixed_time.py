@@ -2,6 +2,7 @@
 
     lipserve setup --perf-analyzer
     python benchmarks/fixed_time.py [--clients 1,8] [--transports on,off] [--preset veryfast,ultrafast] [--seconds 120]
+    python benchmarks/fixed_time.py --serve     # only that Triton, for load.py, until Ctrl-C
 
 In the ensemble's place is a model with its contract that sleeps 20 ms for a batch of 8 and costs nothing: a GPU that
 makes 400 frames per second. The service is a `lipserve up` of its own, asked over HTTP for the bundled avatar. CPU
@@ -14,15 +15,17 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -71,9 +74,10 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, default=ROOT / "demo/speech.flac")
     parser.add_argument("--seconds", type=float, default=120.0, help="length of the sound, which is repeated")
     parser.add_argument("--frames", type=int, default=6000, help="to be rendered for one row, at least")
+    parser.add_argument("--serve", action="store_true", help="only that Triton, until Ctrl-C")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        run(args, Path(scratch))
+        (serve if args.serve else run)(args, Path(scratch))
 
 
 def run(args: argparse.Namespace, scratch: Path) -> None:
@@ -84,14 +88,8 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     sound = repeated(read_sound(args.audio, 3600), args.seconds)
     audio = scratch / "speech.mp4"
     write_sound(audio, sound)
-    repository = write_repository(settings.model_repository, scratch / "models", args.milliseconds / args.batch_size)
-    with EmbeddedTriton(repository, settings.models_dir, settings.work_dir) as triton:
-        engine = Engine(settings, triton.grpc_url)
-        info = engine.prepare(args.video, "bench", checked_parameters({}))
-        avatar = engine.avatars.get("bench")
-        np.save(repository / LIPSYNC.name / "1/faces.npy", faces_of(avatar))
-        engine.warm_up()
-        engine.close()
+    with fixed_time_triton(settings, scratch / "models", args) as (triton, avatar):
+        info = avatar.info
         frames = frame_count(speech(sound).size, info.fps)
         host = {
             p: host_stages(settings.model_copy(update={"video_preset": p}), avatar, sound, scratch) for p in presets
@@ -111,6 +109,30 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
                         row["ratio"] = row["fps"] / alone[n]  # type: ignore[operator]
                         rows.append(row)
     report(args, f"{info.width}x{info.height}", host, alone, bare, rows)
+
+
+@contextmanager
+def fixed_time_triton(
+    settings: Settings, folder: Path, args: argparse.Namespace
+) -> Iterator[tuple[EmbeddedTriton, Avatar]]:
+    """The embedded Triton with that model in the ensemble's place, and the avatar whose faces it gives."""
+    repository = write_repository(settings.model_repository, folder, args.milliseconds / args.batch_size)
+    with EmbeddedTriton(repository, settings.models_dir, settings.work_dir) as triton:
+        engine = Engine(settings, triton.grpc_url)
+        engine.prepare(args.video, "bench", checked_parameters({}))
+        avatar = engine.avatars.get("bench")
+        np.save(repository / LIPSYNC.name / "1/faces.npy", faces_of(avatar))
+        engine.warm_up()
+        engine.close()
+        yield triton, avatar
+
+
+def serve(args: argparse.Namespace, scratch: Path) -> None:
+    settings = Settings().model_copy(update={"avatars_dir": scratch / "avatars", "work_dir": scratch / "work"})
+    with fixed_time_triton(settings, scratch / "models", args) as (triton, _), suppress(KeyboardInterrupt):
+        print(f"--triton-url {triton.grpc_url} --triton-pid {triton.pid}", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        threading.Event().wait()
 
 
 def write_repository(models: Path, folder: Path, milliseconds_per_frame: float) -> Path:
