@@ -368,15 +368,8 @@ def test_what_is_being_worked_on_can_be_left_alone(open_bench: Callable[..., Ben
 def test_a_time_out_outlasts_a_full_disk(open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.jobs.service.SECONDS_OF_PATIENCE", 0.02)
     bench = open_bench(timeout=0.2)
-    move, refused = bench.jobs.store.move, ["failed", "failed"]
-
-    def full(job_id: str, state: Any, *arguments: Any, **values: Any) -> Job | None:
-        if state in refused:
-            refused.remove(state)
-            raise StorageFull("The disk is full.", "")
-        return move(job_id, state, *arguments, **values)
-
-    monkeypatch.setattr(bench.jobs.store, "move", full)
+    refused = ["failed", "failed"]
+    monkeypatch.setattr(bench.jobs.store, "move", full_for(bench, refused))
     ended = bench.ended(bench.submit("a", "wait"))
     assert (ended.state, ended.error and ended.error["kind"], refused) == ("failed", "job_timed_out", [])
 
@@ -456,13 +449,9 @@ def test_jobs_of_a_kind_that_is_gone_fail(tmp_path: Path, open_bench: Callable[.
     assert error["kind"] == "interrupted"
 
 
-def test_a_store_that_is_full_for_a_while_costs_no_job(
-    open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither its beginning nor its end."""
-    monkeypatch.setattr("gateway.jobs.service.SECONDS_OF_PATIENCE", 0.02)
-    bench = open_bench()
-    move, refused = bench.jobs.store.move, ["processing", "done", "failed", "failed"]
+def full_for(bench: Bench, refused: list[str]) -> Callable[..., Job | None]:
+    """The store's `move` on a disk that is full, once for each of these states."""
+    move = bench.jobs.store.move
 
     def full(job_id: str, state: Any, *arguments: Any, **values: Any) -> Job | None:
         if state in refused:
@@ -470,7 +459,17 @@ def test_a_store_that_is_full_for_a_while_costs_no_job(
             raise StorageFull("The disk is full.", "")
         return move(job_id, state, *arguments, **values)
 
-    monkeypatch.setattr(bench.jobs.store, "move", full)
+    return full
+
+
+def test_a_store_that_is_full_for_a_while_costs_no_job(
+    open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its beginning nor its end."""
+    monkeypatch.setattr("gateway.jobs.service.SECONDS_OF_PATIENCE", 0.02)
+    bench = open_bench()
+    refused = ["processing", "done", "failed", "failed"]
+    monkeypatch.setattr(bench.jobs.store, "move", full_for(bench, refused))
     job = bench.ended(bench.submit("a"))
     assert (job.state, job.error and job.error["kind"], refused) == ("failed", "storage_full", [])
     assert bench.ended(bench.submit("b")).state == "done"

@@ -608,6 +608,8 @@ def test_a_budget_that_does_not_fit_fails(halved: tuple[Path, list[pipeline.Writ
     assert fits.returncode == 0, fits.stdout + fits.stderr
     tight = subprocess.run([*command, "1"], capture_output=True, text=True)
     assert tight.returncode == 1 and "does not fit" in tight.stdout
+    said = " ".join(tight.stdout.split())
+    assert "--decoder taesd" in said and "the target tensorrt takes" not in said  # small networks: it takes more
 
 
 def test_the_demos_graphs_are_published_uncounted(
