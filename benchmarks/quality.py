@@ -238,8 +238,10 @@ def of_person(
         rows.append(studio.speech(who, speech))
         table.add_row(voice, *(f"{rows[-1][name]:.3g}" for name in FIGURES), text)
     console.print(table)
-    found = {"mean": {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}}
-    found["worst"] = {name: float(np.nanmin([row[name] for row in rows])) for name in ("correlation", "psnr_mouth")}
+    # What no sentence has, such as pauses, is no figure: JSON has no NaN.
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    found = {"mean": {name: float(np.nanmean(each)) for name, each in columns.items() if not np.isnan(each).all()}}
+    found["worst"] = {name: float(np.nanmin(columns[name])) for name in ("correlation", "psnr_mouth")}
     for name, samples in quiet_sounds().items():
         found[name] = studio.quiet(who, samples, found["mean"]["open_gap"])
     if recording is not None:
@@ -259,7 +261,7 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     results = run(args.avatars.split(","), args.sentences, args.recording, Console(width=200))
-    print("RESULT " + json.dumps(results, default=str))
+    print("RESULT " + json.dumps(results, default=str, allow_nan=False))
 
 
 if __name__ == "__main__":
