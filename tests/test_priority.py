@@ -63,12 +63,18 @@ def test_live_passes_batch_and_batch_does_not(asker: TritonClient) -> None:
 
 
 def test_a_full_queue_is_said_to_be_full(asker: TritonClient) -> None:
-    batches = [submit(asker, 1, Priority.BATCH) for _ in range(64 + 4 * MAX_BATCH_SIZE)]  # 64 may wait
-    with pytest.raises(ServiceBusy, match="queue is too long") as caught:
-        batches[-1].faces()
-    assert caught.value.retry_after > 0
+    # 64 may wait. Not many more: Triton 2.51 was seen to crash when the queue of an ensemble's second model overflows.
+    batches = [submit(asker, 1, Priority.BATCH) for _ in range(64 + 2 * MAX_BATCH_SIZE)]
+    refused: list[ServiceBusy] = []
     for batch in batches:
+        try:
+            assert batch.faces().shape == (1, 256, 256, 3)
+        except ServiceBusy as busy:
+            refused.append(busy)
         batch.release()
+    assert 0 < len(refused) <= 2 * MAX_BATCH_SIZE
+    assert "queue is too long" in refused[0].message
+    assert refused[0].retry_after
     assert submit(asker, 1, Priority.LIVE).faces().shape == (1, 256, 256, 3)
 
 
