@@ -63,7 +63,7 @@ def test_live_passes_batch_and_batch_does_not(asker: TritonClient) -> None:
 
 
 def test_a_full_queue_is_said_to_be_full(asker: TritonClient) -> None:
-    # 64 may wait. Not many more: Triton 2.51 was seen to crash when the queue of an ensemble's second model overflows.
+    # 64 may wait. Not many more: Triton 2.51 was once seen to crash on 192.
     batches = [submit(asker, 1, Priority.BATCH) for _ in range(64 + 2 * MAX_BATCH_SIZE)]
     refused: list[ServiceBusy] = []
     for batch in batches:
