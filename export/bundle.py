@@ -1,7 +1,8 @@
-"""The graphs of a profile as they lie on disk: four ONNX files that must belong together.
+"""The graphs of a profile as they lie on disk: ONNX files that must belong together.
 
     models/<profile>/unet.onnx, vae_decoder.onnx, vae_encoder.onnx, audio_encoder.onnx
     models/<profile>/fp16/unet.onnx, vae_decoder.onnx       what a GPU runs in their place
+    models/<profile>/[fp16/]reference_sums.onnx             with the decoder of the lower rows
     …/<name>.onnx.data                                      weights too large for the graph's own file
 
 Knows how to find and check them, with ONNX Runtime alone: no torch is needed to serve what is already a graph.
@@ -17,27 +18,27 @@ import numpy as np
 import onnxruntime
 
 from export.errors import GraphsMissing, GraphUnfit
-from export.profiles import FP16, FP32, SD_VAE
+from export.profiles import FP16, FP32, LOWER, SD_VAE
 from lipserve import contract
 
 DATA_SUFFIX = ".data"
 DECODER = "decoder"  # key, in the graphs' metadata, of a decoder in the place of the VAE's own
-HALVED = (contract.UNET, contract.VAE_DECODER)  # those that exist in FP16: what runs once per frame of every request
-
-MODELS = (contract.UNET, contract.VAE_DECODER, contract.VAE_ENCODER, contract.AUDIO_ENCODER)  # those that are a graph
+# Those that exist in FP16: what runs once per frame of every request, and what must compute as that does.
+HALVED = (contract.UNET.name, contract.VAE_DECODER.name, contract.REFERENCE_SUMS.name)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A profile's graphs, checked. `files`: by model name."""
+    """A profile's graphs, checked. `files`: by model name; `decoder`: what draws the faces, one of DECODERS."""
 
     files: dict[str, Path]
     weights_id: str
+    decoder: str = SD_VAE
 
 
 def graph_file(folder: Path, model: contract.Model, precision: str = FP32) -> Path:
     """Where a model's graph lies in a profile's folder."""
-    return (folder / FP16 if precision == FP16 and model in HALVED else folder) / f"{model.name}.onnx"
+    return (folder / FP16 if precision == FP16 and model.name in HALVED else folder) / f"{model.name}.onnx"
 
 
 def data_file(graph: Path) -> Path:
@@ -45,29 +46,53 @@ def data_file(graph: Path) -> Path:
     return graph.with_name(graph.name + DATA_SUFFIX)
 
 
-def read_bundle(folder: Path, precision: str = FP32) -> Bundle:
-    """Find and check a profile's graphs. Raises GraphsMissing and GraphUnfit."""
-    files = {model.name: graph_file(folder, model, precision) for model in MODELS}
+def graph_models(decoder: str) -> tuple[contract.Model, ...]:
+    """The models that are a graph, with a decoder of DECODERS; the audio encoder's, which is not Triton's, is last."""
+    drawing = (contract.LOWER_DECODER, contract.REFERENCE_SUMS) if decoder == LOWER else (contract.VAE_DECODER,)
+    return (contract.UNET, *drawing, contract.VAE_ENCODER, contract.AUDIO_ENCODER)
+
+
+def decoder_of(graph: Path) -> str:
+    """What a profile's graph of the decoder draws with, as it says itself. Raises GraphUnfit."""
+    try:
+        notes = open_graph(graph).get_modelmeta().custom_metadata_map
+    except Exception as exc:  # ONNX Runtime's own exceptions share no base but this
+        raise GraphUnfit(str(graph), f"cannot be opened: {exc}") from exc
+    return str(notes.get(DECODER, SD_VAE))
+
+
+def find_graphs(folder: Path, precision: str = FP32) -> tuple[dict[str, Path], str]:
+    """A profile's graphs by model name, and their decoder; only the decoder's is opened. Raises GraphsMissing and
+    GraphUnfit."""
+    files = _require(folder, precision, SD_VAE)
+    decoder = decoder_of(files[contract.VAE_DECODER.name])
+    return _require(folder, precision, decoder), decoder
+
+
+def _require(folder: Path, precision: str, decoder: str) -> dict[str, Path]:
+    files = {model.name: graph_file(folder, model, precision) for model in graph_models(decoder)}
     missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
     if missing:
         raise GraphsMissing(folder, missing)
-    ids = {name: _check(model, files[name]) for name, model in zip(files, MODELS, strict=True)}
+    return files
+
+
+def read_bundle(folder: Path, precision: str = FP32) -> Bundle:
+    """Find and check a profile's graphs. Raises GraphsMissing and GraphUnfit."""
+    files, decoder = find_graphs(folder, precision)
+    ids = {model.name: _check(model, files[model.name]) for model in graph_models(decoder)}
     (weights_id, *others) = dict.fromkeys(ids.values())
     if others:
         raise GraphUnfit("The graphs", f"are of different weights: {ids}")
-    return Bundle(files, weights_id)
+    return Bundle(files, weights_id, decoder)
 
 
 def is_exported(folder: Path, precision: str, decoder: str) -> bool:
     """Whether a profile's graphs are all there, with the decoder asked for."""
-    files = [graph_file(folder, model, precision) for model in MODELS]
-    if not all(file.is_file() for file in files):
-        return False
     try:
-        notes = open_graph(graph_file(folder, contract.VAE_DECODER, precision)).get_modelmeta().custom_metadata_map
-    except Exception:  # ONNX Runtime's own exceptions share no base but this
+        return find_graphs(folder, precision)[1] == decoder
+    except (GraphsMissing, GraphUnfit):
         return False
-    return decoder == str(notes.get(DECODER, SD_VAE))
 
 
 def open_graph(path: Path) -> onnxruntime.InferenceSession:

@@ -12,7 +12,7 @@ from export.bundle import Bundle, is_exported, sizes
 from export.errors import ExportError, UnknownDecoder
 from export.gate import HEADROOM, error_table
 from export.profiles import DECODERS, DEMO, PROFILES, SD_VAE, parts, precision, require_profile
-from export.repository import CPU, SERVED, TARGETS, TENSORRT, require_target, served_graphs
+from export.repository import CPU, TARGETS, TENSORRT, require_target, served_graphs, served_models
 
 app = typer.Typer(add_completion=False)
 
@@ -70,7 +70,9 @@ def say_what_a_gpu_needs(console: Console, bundle: Bundle, target: str) -> None:
     from export.operators import unknown_operators
 
     print_budget(console, bundle.files, target)
-    unknown = sorted({name for model in SERVED for name in unknown_operators(bundle.files[model.name])})
+    unknown = sorted(
+        {name for model in served_models(bundle.files) for name in unknown_operators(bundle.files[model.name])}
+    )
     if unknown:
         console.print(f"TensorRT's parser takes no {', '.join(unknown)}: these graphs are for the target onnx alone")
 

@@ -5,6 +5,7 @@ ExportError
 ├── UnknownProfile        no such set of weights
 ├── UnknownDecoder        no such decoder
 ├── ExportRefused         a graph does not compute what its torch module computes
+├── LowerDecoderOff       the decoder of the lower rows is too far from the whole one
 ├── HeadroomLacking       a network's activations come too near the end of FP16
 ├── GraphsMissing         a profile's folder lacks graphs
 ├── GraphUnfit            a graph on disk is not what the contract asks for
@@ -52,6 +53,17 @@ class ExportRefused(ExportError):
     def __init__(self, graph: str, batch: int, error: float, bound: float, which: str = "maximum") -> None:
         super().__init__(f"graph {graph!r} refused at batch {batch}: {which} error {error:.3g} is over {bound:.3g}")
         self.graph, self.batch, self.error, self.bound = graph, batch, error, bound
+
+
+class LowerDecoderOff(ExportError):
+    """The decoder that draws only the lower rows draws other ones than the whole decoder."""
+
+    def __init__(self, decibels: float, least: float) -> None:
+        super().__init__(
+            f"the lower rows of faces are {decibels:.1f} dB from what the whole decoder draws, and {least:g} are asked "
+            f"for: with these weights use --decoder sd-vae"
+        )
+        self.decibels = decibels
 
 
 class HeadroomLacking(ExportError):

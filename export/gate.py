@@ -7,8 +7,9 @@ Runtime or a TensorRT engine on a machine without torch, is held to the same num
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from export.errors import ExportRefused, GraphUnfit, HeadroomLacking
 from lipserve import contract
 
 REFERENCE = "reference.npz"  # in a profile's folder
+OPTIONAL = "norm_sums"  # what only one decoder takes
 
 HALF_MAX = 65_504.0  # the largest number of FP16
 HEADROOM = 4.0  # times that a sample's largest activation must fit into it: other faces and voices are louder
@@ -33,7 +35,9 @@ class Bounds:
 
 LATENT_BOUNDS = Bounds(0.5, 0.01)  # latents have a deviation of about 1
 LEVEL_BOUNDS = Bounds(8.0, 2.0)  # grey levels of 255
+SUMS_SHARE = 0.02  # of the largest sum
 BOUNDS = {
+    contract.LIPSYNC.name: LEVEL_BOUNDS,
     contract.UNET.name: LATENT_BOUNDS,
     contract.VAE_DECODER.name: LEVEL_BOUNDS,
     contract.VAE_ENCODER.name: LATENT_BOUNDS,
@@ -70,7 +74,8 @@ class Reference:
     """Inputs as in service and what the networks make of them in float32, of the same n frames.
 
     crops: uint8 (n, 256, 256, 3), BGR; audio_features: float16 (n, 50, 384); face_latents: float16 (n, 8, 32, 32), of
-    the crops; latents: float16 (n, 4, 32, 32), the UNet's; faces: uint8 (n, 256, 256, 3), BGR, of these latents.
+    the crops; latents: float16 (n, 4, 32, 32), the UNet's; faces: uint8 (n, 256, 256, 3), BGR, of these latents;
+    norm_sums: float32 (n, 19, 32, 2), of the crops, for the decoder of the lower rows.
     """
 
     crops: NDArray[np.uint8]
@@ -78,13 +83,22 @@ class Reference:
     face_latents: NDArray[np.float16]
     latents: NDArray[np.float16]
     faces: NDArray[np.uint8]
+    norm_sums: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        if len({len(tensor) for tensor in asdict(self).values()}) != 1:
+        if len({len(tensor) for tensor in self._tensors().values()}) != 1:
             raise GraphUnfit("The reference", "has tensors of different lengths")
 
     def __len__(self) -> int:
         return len(self.crops)
+
+    @property
+    def reference_latents(self) -> NDArray[np.float16]:
+        """float16 (n, 4, 32, 32), of the crops as they are."""
+        return self.face_latents[:, contract.LATENT_CHANNELS :]
+
+    def _tensors(self) -> dict[str, Any]:
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def feeds(self, model: contract.Model) -> dict[str, NDArray[np.generic]]:
         """A model's inputs by name."""
@@ -97,7 +111,7 @@ class Reference:
         return found
 
     def save(self, folder: Path) -> None:
-        np.savez_compressed(folder / REFERENCE, **asdict(self))
+        np.savez_compressed(folder / REFERENCE, **self._tensors())
 
     @classmethod
     def load(cls, folder: Path) -> Reference:
@@ -105,14 +119,24 @@ class Reference:
         path = folder / REFERENCE
         try:
             with np.load(path) as found:
-                return cls(**{name: found[name] for name in cls.__dataclass_fields__})
+                return cls(
+                    **{name: found[name] for name in cls.__dataclass_fields__ if name in found or name != OPTIONAL}
+                )
         except (OSError, KeyError, ValueError) as exc:
             raise GraphUnfit(str(path), f"cannot be read, so nothing can be held to it: {exc}") from exc
 
 
+def bounds_of(model: contract.Model, expected: NDArray[np.generic]) -> Bounds:
+    """How far a model's output may be from `expected`. Sums of squares have no scale of their own."""
+    if model.name != contract.REFERENCE_SUMS.name:
+        return BOUNDS[model.name]
+    largest = float(np.abs(expected.astype(np.float64)).max())
+    return Bounds(SUMS_SHARE * largest, SUMS_SHARE / 10 * largest)
+
+
 def hold(model: contract.Model, expected: NDArray[np.generic], actual: NDArray[np.generic]) -> Check:
     """Errors of `actual` against `expected`, both (n, *shape) of the model's output; refused when too far."""
-    check = measured(model.name, model.outputs[0], expected, actual, BOUNDS[model.name])
+    check = measured(model.name, model.outputs[0], expected, actual, bounds_of(model, expected))
     check.require()
     return check
 

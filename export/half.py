@@ -1,8 +1,9 @@
 """Networks in half precision, with islands of float32 where FP16 loses.
 
-Group and layer norms sum squares over up to 2 million values, which FP16 cannot: a graph's norm is decomposed, and its
-sums then have the graph's type, whatever torch does inside its own. They keep float32 weights and take float32 inputs;
-everything else, softmax too, is FP16. What was measured stands in docs/gpu.md.
+Group norms sum squares over up to 2 million values, which FP16 cannot: a graph's group norm is decomposed, and its sums
+then have the graph's type, whatever torch does inside its own. They keep float32 weights and take float32 inputs. A
+layer norm is one operator, which sums in float32 by itself (`stash_type` 1, the default); everything else, softmax too,
+is FP16. What was measured stands in docs/gpu.md.
 """
 
 import torch
@@ -18,29 +19,13 @@ class GroupNormIsland(nn.Module):
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        self.groups, self.eps = norm.num_groups, norm.eps
+        self.num_groups, self.eps = norm.num_groups, norm.eps
         # Buffers: diffusers asks a network's first parameter for the network's dtype.
         self.register_buffer("weight", norm.weight.detach().float())
         self.register_buffer("bias", norm.bias.detach().float())
 
     def forward(self, values: Tensor) -> Tensor:
-        return functional.group_norm(values.float(), self.groups, self.weight, self.bias, self.eps).half()
-
-
-class LayerNormIsland(nn.Module):
-    """A layer norm of FP16 values over the last axis, in float32."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.shape, self.eps = norm.normalized_shape, norm.eps
-        self.register_buffer("weight", norm.weight.detach().float())
-        self.register_buffer("bias", norm.bias.detach().float())
-
-    def forward(self, values: Tensor) -> Tensor:
-        return functional.layer_norm(values.float(), self.shape, self.weight, self.bias, self.eps).half()
+        return functional.group_norm(values.float(), self.num_groups, self.weight, self.bias, self.eps).half()
 
 
 def halve(network: nn.Module) -> None:
@@ -52,7 +37,5 @@ def halve(network: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm):
                 setattr(module, name, GroupNormIsland(child))
-            elif isinstance(child, nn.LayerNorm):
-                setattr(module, name, LayerNormIsland(child))
     for parameter in network.parameters():
         parameter.data = parameter.data.to(torch.float16)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from export.bundle import data_file
 from export.errors import ExportError, GraphUnfit
-from export.repository import ONNX, SERVED, TENSORRT, served_graphs
+from export.repository import ONNX, TENSORRT, served_graphs, served_models
 from export.triton_config import BATCH_PROFILES, CUDA_GRAPHS_SHARE, INSTANCES
 from lipserve import contract
 
@@ -57,7 +57,7 @@ class Share:
 def budget(files: Mapping[str, Path], target: str, batch: int = contract.MAX_BATCH_SIZE) -> list[Share]:
     """Each served model's share of a GPU's memory. Raises GraphUnfit."""
     shares = []
-    for model in SERVED:
+    for model in served_models(files):
         path = files[model.name]
         # A TensorRT context is as large as the largest optimisation profile needs, and Triton keeps one per profile.
         contexts = len(BATCH_PROFILES[model.name]) if target == TENSORRT else 1

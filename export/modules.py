@@ -43,7 +43,7 @@ class UNetStep(nn.Module):
         audio_features: float16 (n, 50, 384); face_latents: float16 (n, 8, 32, 32), masked 4 then reference 4
         -> latents: float16 (n, 4, 32, 32), VAE latents times the scaling factor
         """
-        dtype = _dtype(self.unet)
+        dtype = network_dtype(self.unet)
         prompts = (audio_features.float() + self.positions).to(dtype)
         timestep = torch.zeros((), dtype=torch.int64, device=face_latents.device)
         latents: Tensor = self.unet(face_latents.to(dtype), timestep, encoder_hidden_states=prompts).sample
@@ -64,7 +64,7 @@ class FaceDecoder(nn.Module):
         latents: float16 (n, 4, 32, 32), VAE latents times the scaling factor
         -> faces: uint8 (n, 256, 256, 3), BGR, rounded to the nearest level
         """
-        unscaled = (latents.float() / self.scaling_factor).to(_dtype(self.vae))
+        unscaled = (latents.float() / self.scaling_factor).to(network_dtype(self.vae))
         decoded: Tensor = self.vae.decode(unscaled).sample.float()
         levels = (decoded / 2 + 0.5).clamp(0, 1) * 255
         return levels.flip(1).permute(0, 2, 3, 1).round().to(torch.uint8)
@@ -116,6 +116,6 @@ class WhisperStates(nn.Module):
         return torch.stack(states, dim=2)
 
 
-def _dtype(network: nn.Module) -> torch.dtype:
+def network_dtype(network: nn.Module) -> torch.dtype:
     """What a network computes in; some tests' networks have no weights."""
     return next((parameter.dtype for parameter in network.parameters()), torch.float32)

@@ -22,7 +22,7 @@ from export.checkpoints import NEW_ATTENTION, load_into, modern_attention, read_
 from export.errors import ConfigUnfit
 from export.modules import WhisperStates
 from export.networks import Networks
-from export.profiles import SD_VAE, TAESD, UNETS, VAE_WEIGHTS, WHISPER_WEIGHTS, Part, parts
+from export.profiles import LOWER, SD_VAE, TAESD, UNETS, VAE_WEIGHTS, WHISPER_WEIGHTS, Part, parts
 from lipserve import contract
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,6 +42,7 @@ def load(models_dir: Path, profile: str, decoder: str = SD_VAE) -> Networks:
         decoder=None
         if files.decoder is None
         else _filled(AutoencoderTiny, files.decoder, read_state(files.decoder.weights)),
+        lower=decoder == LOWER,
     )
 
 
@@ -104,6 +105,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "taesd": {},  # diffusers' defaults are TAESD
         "whisper": {"encoder_ffn_dim": 1536},
     },
+    # As small, but that the VAE has as many norms and groups as the published one, one channel in each.
+    "narrow": {"vae": {"block_out_channels": (32,) * 4, "norm_num_groups": 32, "layers_per_block": 2}},
     "small": {
         "unet": {
             "block_out_channels": (32, 64),
@@ -123,6 +126,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "whisper": {"encoder_ffn_dim": 64},
     },
 }
+
+SIZES["narrow"] = SIZES["small"] | SIZES["narrow"]
 
 
 def write_random_weights(folder: Path, seed: int, size: str = "full", profile: str = "musetalk-v15") -> None:

@@ -22,13 +22,13 @@ class Networks:
     vae: AutoencoderKL | AutoencoderTiny
     audio_encoder: nn.Module  # log_mel -> hidden_states, the contract's AUDIO_ENCODER
     decoder: AutoencoderTiny | None = None  # draws the faces in the place of the VAE's own
+    lower: bool = False  # whether the VAE's own draws only the rows that blending uses
 
     @property
     def weights_id(self) -> str:
         """Identity of the weights, like `demo-1a2b3c4d5e6f`: equal if and only if every tensor is.
 
-        A decoder in the place of the VAE's own does not count: it reads the same latents, so that an avatar outlives
-        the choice.
+        What draws the faces does not count: all decoders read the same latents, so that an avatar outlives the choice.
         """
         return f"{self.profile}-{digest(unet=self.unet, vae=self.vae, audio_encoder=self.audio_encoder)[:ID_DIGITS]}"
 

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import onnx
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from export.bundle import DATA_SUFFIX, DECODER
+from export.constant_shapes import write_shapes_out
+from export.lower import LowerDecoder, NormSums
 from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
-from export.profiles import TAESD
+from export.profiles import LOWER, SD_VAE, TAESD
 from lipserve import contract
 
 TRACED_BATCH = 2  # torch.export would take a batch of 1 for a constant
@@ -43,16 +46,28 @@ def graphs(networks: Networks) -> tuple[Graph, ...]:
     """Every graph that the profile exports, the audio encoder's last."""
     return (
         Graph(contract.UNET, UNetStep(networks.unet)),
-        Graph(contract.VAE_DECODER, FaceDecoder(networks.decoder or networks.vae)),
+        *decoders(networks),
         Graph(contract.VAE_ENCODER, FaceEncoder(networks.vae)),
         Graph(contract.AUDIO_ENCODER, networks.audio_encoder),
     )
 
 
+def decoders(networks: Networks) -> tuple[Graph, ...]:
+    """What draws the faces, and what makes the sums that it needs if it draws only their lower rows."""
+    if not networks.lower:
+        return (Graph(contract.VAE_DECODER, FaceDecoder(networks.decoder or networks.vae)),)
+    assert isinstance(networks.vae, AutoencoderKL)
+    return (
+        Graph(contract.LOWER_DECODER, LowerDecoder(networks.vae)),
+        Graph(contract.REFERENCE_SUMS, NormSums(networks.vae)),
+    )
+
+
 def metadata(networks: Networks) -> dict[str, str]:
     """What every graph of a profile says about itself."""
+    decoder = LOWER if networks.lower else TAESD if networks.decoder else SD_VAE
     notes = {contract.WEIGHTS_ID: networks.weights_id}
-    return notes | {DECODER: TAESD} if networks.decoder else notes
+    return notes if decoder == SD_VAE else notes | {DECODER: decoder}
 
 
 def write_graph(graph: Graph, path: Path, notes: str | Mapping[str, str], folded: bool = False) -> None:
@@ -77,6 +92,8 @@ def write_graph(graph: Graph, path: Path, notes: str | Mapping[str, str], folded
             verbose=False,
         )
         assert program is not None
+        if folded:
+            write_shapes_out(program.model)
         program.model.metadata_props.update({contract.WEIGHTS_ID: notes} if isinstance(notes, str) else notes)
         large = weight_bytes(graph.module) > EXTERNAL_ABOVE
         program.save(path, external_data=large)

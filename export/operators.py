@@ -19,7 +19,7 @@ from rich.table import Table
 
 from export.arena import graphs
 from export.errors import EngineFailed, ExportError
-from export.repository import SERVED, TENSORRT, served_graphs
+from export.repository import TENSORRT, served_graphs, served_models
 
 # Of "Supported ONNX Operators", docs/operators.md of onnx/onnx-tensorrt, what TensorRT 8.5 took; and of its
 # docs/Changelog.md what came with 8.6 to 10.5. Opsets from 9. uint8 exists at a network's inputs and outputs only, next
@@ -59,7 +59,7 @@ def unknown_operators(graph: Path) -> list[str]:
 
 def require_operators(files: Mapping[str, Path]) -> None:
     """Raises EngineFailed if a served model's graph, by name, has an operator that TensorRT's parser does not take."""
-    for model in SERVED:
+    for model in served_models(files):
         if unknown := unknown_operators(files[model.name]):
             raise EngineFailed(model.name, f"its parser takes no {', '.join(unknown)}")
 
@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> None:
     try:
         files = served_graphs(args.models_dir, args.profile, TENSORRT)
         table = Table("graph", "operators", title=f"operators of {args.profile} on a GPU")
-        for model in SERVED:
+        for model in served_models(files):
             found = sorted(operators(files[model.name]).items())
             table.add_row(model.name, ", ".join(f"{name} {count}" for name, count in found))
         console.print(table)

@@ -17,6 +17,7 @@ from export.bundle import HALVED, Bundle, data_file, graph_file, read_bundle
 from export.gate import HEADROOM, REFERENCE
 from export.profiles import FP16, FP32, UNETS, precision
 from export.repository import TENSORRT, move_file, require_target, write_repository
+from lipserve import contract
 
 if TYPE_CHECKING:
     from export.gate import Check
@@ -73,6 +74,9 @@ def _plain(networks: Networks, folder: Path, say: Progress) -> list[Written]:
     from export.onnx_graphs import graphs, metadata
 
     notes = metadata(networks)
+    if networks.lower:
+        _held_to_whole(networks, say)
+    _simplified(networks, say)
     # The demo's graphs are its only weights, each found again by its name; MuseTalk's weights have files of their own.
     folded = networks.profile in UNETS
     return [_plain_graph(graph, folder, notes, say, folded) for graph in graphs(networks)]
@@ -102,14 +106,17 @@ def _halved(networks: Networks, folder: Path, say: Progress, headroom: float) ->
     from export.verify import verify_half
 
     notes = metadata(networks)  # before a weight changes
-    whole = graphs(networks)
-    encoders = [graph for graph in whole if graph.model not in HALVED]
-    written = {graph.name: _plain_graph(graph, folder, notes, say, folded=True) for graph in encoders}
+    if networks.lower:
+        _held_to_whole(networks, say)
     say("computing the reference")
-    kept = reference(networks, headroom)
+    kept = reference(networks, headroom)  # by the networks as they were published
     kept.save(folder)
+    _simplified(networks, say)
+    whole = graphs(networks)
+    encoders = [graph for graph in whole if graph.model.name not in HALVED]
+    written = {graph.name: _plain_graph(graph, folder, notes, say, folded=True) for graph in encoders}
     for graph in whole:
-        if graph.model not in HALVED:
+        if graph.model.name not in HALVED:
             continue
         started = time.monotonic()
         path = graph_file(folder, graph.model, FP16)
@@ -117,12 +124,32 @@ def _halved(networks: Networks, folder: Path, say: Progress, headroom: float) ->
         say(f"exporting {graph.name}")
         halve(graph.module)
         write_graph(graph, path, notes, folded=True)
-        for parameter in graph.module.parameters():
-            parameter.data = parameter.data.new_empty(0)  # the check needs the room
+        if graph.model is contract.UNET:  # the check needs the room; the others are small, and two share their weights
+            for parameter in graph.module.parameters():
+                parameter.data = parameter.data.new_empty(0)
         say(f"checking {graph.name}")
         checks = verify_half(graph.model, path, kept)
         written[graph.name] = Written(graph.name, path, _size(path), time.monotonic() - started, checks)
     return [written[graph.name] for graph in whole]
+
+
+def _held_to_whole(networks: Networks, say: Progress) -> None:
+    """The decoder of the lower rows must draw what the whole one does. Raises LowerDecoderOff."""
+    from export.lower import hold_to_whole
+    from export.samples import spoken
+
+    say("holding the lower rows to the whole decoder's")
+    decibels = hold_to_whole(networks.vae, *spoken())
+    say(f"the lower rows are {decibels:.1f} dB from the whole decoder's")
+
+
+def _simplified(networks: Networks, say: Progress) -> None:
+    """MuseTalk's networks in fewer operators; the demo's stay as they are trained. Raises ExportRefused."""
+    from export.plain import simplify
+
+    if networks.profile in UNETS:
+        say("folding the timestep")
+        simplify(networks)
 
 
 def _size(path: Path) -> int:

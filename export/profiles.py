@@ -21,8 +21,8 @@ UNETS = {
 }
 PROFILES = (DEMO, *UNETS)
 
-SD_VAE, TAESD = "sd-vae", "taesd"
-DECODERS = (SD_VAE, TAESD)
+SD_VAE, LOWER, TAESD = "sd-vae", "sd-vae-lower", "taesd"  # LOWER: the rows that blending uses, of sd-vae
+DECODERS = (SD_VAE, LOWER, TAESD)
 
 VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the first that is there
 WHISPER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")

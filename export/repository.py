@@ -5,13 +5,13 @@ Knows which files lie where and puts them there in one move; what is in them com
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from export.bundle import data_file, graph_file
-from export.errors import GraphsMissing, UnknownTarget
+from export.bundle import data_file, find_graphs
+from export.errors import UnknownTarget
 from export.profiles import precision, require_profile
 from export.triton_config import CPU, ONNX, TARGETS, TENSORRT, ensemble_config, model_config
 from lipserve import contract
@@ -21,10 +21,12 @@ __all__ = [
     "ONNX",
     "TARGETS",
     "TENSORRT",
+    "ensemble",
     "graph_path",
     "replaced",
     "require_target",
     "served_graphs",
+    "served_models",
     "write_repository",
 ]
 
@@ -32,6 +34,7 @@ VERSION = "1"
 BACKEND_MODEL = Path(__file__).with_name("triton_model.py")
 
 SERVED = tuple(model for model in contract.MODELS if model is not contract.LIPSYNC)  # those with a graph of their own
+LOWER_SERVED = (contract.UNET, contract.LOWER_DECODER, contract.REFERENCE_SUMS, contract.VAE_ENCODER)
 
 
 def require_target(target: str) -> None:
@@ -41,18 +44,25 @@ def require_target(target: str) -> None:
 
 
 def served_graphs(models_dir: Path, profile: str, target: str) -> dict[str, Path]:
-    """A profile's exported graphs that a target serves, by model name; not opened.
+    """A profile's exported graphs that a target serves, by model name.
 
-    Raises UnknownProfile, UnknownTarget and GraphsMissing.
+    Raises UnknownProfile, UnknownTarget, GraphsMissing and GraphUnfit.
     """
     require_profile(profile)
     require_target(target)
     folder = models_dir / profile
-    files = {model.name: graph_file(folder, model, precision(profile, target)) for model in SERVED}
-    missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
-    if missing:
-        raise GraphsMissing(folder, missing)
-    return files
+    files, _ = find_graphs(folder, precision(profile, target))
+    return {model.name: files[model.name] for model in served_models(files)}
+
+
+def served_models(names: Container[str]) -> tuple[contract.Model, ...]:
+    """Triton's models with a graph of their own, where these are the graphs' names."""
+    return LOWER_SERVED if contract.REFERENCE_SUMS.name in names else SERVED
+
+
+def ensemble(names: Container[str]) -> contract.Model:
+    """The ensemble over them."""
+    return contract.LOWER_LIPSYNC if contract.REFERENCE_SUMS.name in names else contract.LIPSYNC
 
 
 def graph_path(folder: Path, model: contract.Model, target: str = CPU) -> Path:
@@ -65,7 +75,7 @@ def write_repository(repository: Path, target: str, graphs: Mapping[str, Path], 
     require_target(target)
     destination = repository / target
     with replaced(destination) as folder:
-        for model in SERVED:
+        for model in served_models(graphs):
             _model_folder(folder, model, model_config(model, weights_id, target))
             graph, place = graphs[model.name], graph_path(folder, model, target)
             _copy(graph, place, target)
@@ -73,7 +83,7 @@ def write_repository(repository: Path, target: str, graphs: Mapping[str, Path], 
                 _link(data_file(graph), place.with_name(data_file(graph).name))
             if target == CPU:
                 shutil.copyfile(BACKEND_MODEL, place.with_name("model.py"))
-        _model_folder(folder, contract.LIPSYNC, ensemble_config(weights_id))
+        _model_folder(folder, contract.LIPSYNC, ensemble_config(weights_id, ensemble(graphs)))
     return destination
 
 

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from export.gate import HEADROOM, Reference, require_headroom
 from export.modules import FaceDecoder, FaceEncoder, UNetStep
 from export.networks import Networks
+from export.onnx_graphs import decoders
 from export.portrait import BUNDLED, Mouth, Portrait
 from gateway.features import Padding, Prompts, log_mel
 from lipserve import contract
@@ -40,6 +41,16 @@ def crops() -> NDArray[np.uint8]:
     return np.stack(shown)
 
 
+def spoken() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """People with their mouths shut, and the same people who speak: uint8 (3, 256, 256, 3), BGR."""
+    people = [Portrait(person, contract.FACE_SIZE) for person in BUNDLED.values()]
+    opened = np.linspace(0, 1, len(people) + 1)[1:]
+    said = [
+        person.render(mouth=Mouth(jaw=gap, open=gap, width=1 - gap)) for person, gap in zip(people, opened, strict=True)
+    ]
+    return np.stack([person.render() for person in people]), np.stack(said)
+
+
 def voice(seconds: float = 1.0) -> NDArray[np.float32]:
     """Three vowels in turn: float32 (16000 · seconds,), mono, 16 kHz, in [-1, 1]."""
     time = np.arange(int(seconds * contract.SAMPLE_RATE)) / contract.SAMPLE_RATE
@@ -55,7 +66,7 @@ def voice(seconds: float = 1.0) -> NDArray[np.float32]:
 def reference(networks: Networks, headroom: float = HEADROOM) -> Reference:
     """What the networks, in float32, make of the samples. Raises HeadroomLacking if their insides, `headroom` times,
     leave FP16 no room."""
-    decoder = networks.decoder or networks.vae
+    drawing = networks.decoder or networks.vae
     with torch.inference_mode():
 
         def encode(segment: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -65,15 +76,35 @@ def reference(networks: Networks, headroom: float = HEADROOM) -> Reference:
         pictures = crops()
         features = Prompts(Sound(voice()[None], contract.SAMPLE_RATE), 25, Padding(), encode).batch(FRAMES, 2 * FRAMES)
         face_latents = FaceEncoder(networks.vae)(torch.from_numpy(pictures))
-        step, decode = UNetStep(networks.unet), FaceDecoder(decoder)
+        step, sums = UNetStep(networks.unet), _norm_sums(networks, face_latents)
+        (decode, *_) = (graph.module for graph in decoders(networks))
         # one frame at a time: the VAE's decoder takes a gigabyte for four
         frames = range(FRAMES)
         with _within_half(networks.unet, contract.UNET.name, headroom):
             prompted = [(torch.from_numpy(features[i : i + 1]), face_latents[i : i + 1]) for i in frames]
             latents = torch.cat([step(*inputs) for inputs in prompted])
-        with _within_half(decoder.decoder, contract.VAE_DECODER.name, headroom):
-            faces = torch.cat([decode(latents[i : i + 1]) for i in frames])
-    return Reference(pictures, features, face_latents.numpy(), latents.numpy(), faces.numpy())
+        with _within_half(drawing.decoder, contract.VAE_DECODER.name, headroom):
+            drawn = [(latents[i : i + 1], *([] if sums is None else [sums[i : i + 1]])) for i in frames]
+            faces = torch.cat([decode(*inputs) for inputs in drawn])
+            if networks.lower:  # which asks parts of the network, and no block as a whole
+                FaceDecoder(networks.vae)(latents[:1])
+    return Reference(
+        pictures,
+        features,
+        face_latents.numpy(),
+        latents.numpy(),
+        faces.numpy(),
+        None if sums is None else sums.numpy(),
+    )
+
+
+def _norm_sums(networks: Networks, face_latents: Tensor) -> Tensor | None:
+    """Of the crops, one frame at a time; None where the decoder takes none."""
+    if not networks.lower:
+        return None
+    (_, make) = (graph.module for graph in decoders(networks))
+    latents = face_latents[:, contract.LATENT_CHANNELS :]
+    return torch.cat([make(latents[i : i + 1]) for i in range(len(latents))])
 
 
 @contextmanager

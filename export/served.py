@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from export.errors import ExportError, ServerUnavailable
-from export.gate import BOUNDS, LEVEL_BOUNDS, Check, Reference, error_table, measured
+from export.gate import Check, Reference, bounds_of, error_table, measured
 from export.profiles import require_profile
-from export.repository import SERVED
+from export.repository import ensemble, served_models
 from lipserve import contract
 
 TIMEOUT = 120.0  # seconds one answer may take: a CPU needs them at full size
@@ -51,13 +51,13 @@ def hold_served(url: str, reference: Reference) -> list[Check]:
 
     Raises ServerUnavailable, and ExportRefused for an answer of another shape or dtype.
     """
-    bounds = BOUNDS | {contract.LIPSYNC.name: LEVEL_BOUNDS}
+    names = {contract.REFERENCE_SUMS.name} if reference.norm_sums is not None else set()
     checks = []
-    for model in (*SERVED, contract.LIPSYNC):
+    for model in (*served_models(names), ensemble(names)):
         for n in (1, len(reference)):
             answer = ask(url, model, {name: values[:n] for name, values in reference.feeds(model).items()})
             expected = reference.output(model)[:n]
-            checks.append(measured(model.name, model.outputs[0], expected, answer, bounds[model.name]))
+            checks.append(measured(model.name, model.outputs[0], expected, answer, bounds_of(model, expected)))
     return checks
 
 

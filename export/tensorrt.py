@@ -24,7 +24,7 @@ from export.bundle import Bundle, data_file
 from export.errors import EngineFailed, EngineUnavailable
 from export.gate import Check, Reference, hold
 from export.operators import require_operators
-from export.repository import SERVED
+from export.repository import served_models
 from export.triton_config import BATCH_PROFILES
 from lipserve import contract
 
@@ -66,7 +66,7 @@ def build_engines(folder: Path, bundle: Bundle, say: Callable[[str], None]) -> d
     require_tensorrt()
     reference = Reference.load(folder)
     engines = {}
-    for model in SERVED:
+    for model in served_models(bundle.files):
         path, plan = kept_or_built(folder / "engines", model, bundle.files[model.name], BATCH_PROFILES[model.name], say)
         say(f"checking the engine of {model.name}")
         check(model, plan, reference)

@@ -147,11 +147,11 @@ def _warm_up(model: contract.Model) -> list[Value]:
     ]
 
 
-def ensemble_config(weights_id: str) -> str:
+def ensemble_config(weights_id: str, model: contract.Model = contract.LIPSYNC) -> str:
     """Configuration of `lipsync`: the UNet, then the decoder; the latents never leave the server."""
-    steps = (contract.UNET, contract.VAE_DECODER)
+    steps = (contract.UNET, contract.VAE_DECODER if model is contract.LIPSYNC else contract.LOWER_DECODER)
     fields: dict[str, Value] = {
-        **_head(contract.LIPSYNC),
+        **_head(model),
         "platform": "ensemble",
         "ensemble_scheduling": {"step": [_step(model) for model in steps]},
         **_parameters(**{contract.WEIGHTS_ID: weights_id}),

@@ -8,12 +8,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from threading import Event
 from typing import Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from avatar_prep.faces import FaceFinder
 from avatar_prep.imported import import_avatar
@@ -29,11 +32,26 @@ from gateway.timing import Stopwatch
 from gateway.triton import CONTROL_TIMEOUT, Batch, TritonClient
 from lipserve.avatar import Avatar, AvatarInfo
 from lipserve.colour import U8
-from lipserve.contract import LIPSYNC, MAX_BATCH_SIZE, MAX_FPS, MIN_FPS, VAE_ENCODER, Model, Priority
+from lipserve.contract import (
+    FACE_LATENTS,
+    FACE_SIZE,
+    LATENT_CHANNELS,
+    LIPSYNC,
+    LOWER_FROM_ROW,
+    MAX_BATCH_SIZE,
+    MAX_FPS,
+    MIN_FPS,
+    NORM_SUMS,
+    REFERENCE_SUMS,
+    VAE_ENCODER,
+    Model,
+    Priority,
+)
 from lipserve.errors import (
     AvatarDamaged,
     AvatarNotFound,
     AvatarOutdated,
+    AvatarUndrawable,
     Cancelled,
     InvalidParameter,
     TritonFailed,
@@ -46,6 +64,7 @@ from lipserve.store import AvatarStore
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 8  # MuseTalk's
+SUMS_BATCH = 8  # frames whose norm sums are made at once
 MAX_PAD_SECONDS = 60
 
 P = ParamSpec("P")
@@ -199,6 +218,7 @@ class Engine:
                 report,
                 source_name,
             )
+            self._give_norm_sums(draft, cancelled)
         watch.lap("store")
         return info
 
@@ -217,7 +237,9 @@ class Engine:
         limits = Limits(self._settings.max_video_seconds, self._settings.max_frame_pixels)
         encode = self.triton.encode_faces
         with self.store.writing(avatar_id, force) as draft:
-            return import_avatar(folder, draft, avatar_id, fps, weights_id, limits, progress, video, encode)
+            info = import_avatar(folder, draft, avatar_id, fps, weights_id, limits, progress, video, encode)
+            self._give_norm_sums(draft)
+        return info
 
     # -- lip-sync -----------------------------------------------------------------------------------------------------
 
@@ -237,6 +259,7 @@ class Engine:
         watch.lap("queue")
         queued = watch.total
         avatar = self._open(request.avatar_id, avatars or self.avatars)
+        lower = self._require_norm_sums(avatar, cancelled)
         fps = request.fps or self._settings.output_fps or avatar.info.fps
         draft = output.with_name(f".{output.name}.part")
         try:
@@ -248,7 +271,7 @@ class Engine:
                 heard = Prompts(sound.heard, fps, request.padding, self._encoder.hidden_states, self._listeners)
                 stack.enter_context(closing(heard))
                 video = stack.enter_context(self._writer(draft, avatar, fps, sound.played))
-                faces = self._faces(avatar, heard, frames, request.batch_size, watch, cancelled)
+                faces = self._faces(avatar, lower, heard, frames, request.batch_size, watch, cancelled)
                 for index, face in stack.enter_context(closing(faces)):
                     _require_wanted(cancelled)
                     with watch.stage("blend"):
@@ -290,9 +313,50 @@ class Engine:
             )
         return avatar
 
+    # -- the decoder of the lower rows --------------------------------------------------------------------------------
+
+    def _require_norm_sums(self, avatar: Avatar, cancelled: Event | None = None) -> bool:
+        """Whether the served decoder draws only the lower rows; then the avatar has its sums afterwards.
+
+        Raises TritonUnavailable, TritonFailed, Cancelled, AvatarDamaged, OSError, and AvatarUndrawable if the avatar
+        shows rows that are not drawn.
+        """
+        if not self.triton.takes_norm_sums():
+            return False
+        first = avatar.first_face_row
+        if first < LOWER_FROM_ROW:
+            raise AvatarUndrawable(
+                f"The avatar {avatar.info.avatar_id!r} shows its faces from row {first} of {FACE_SIZE} on, and the "
+                f"served decoder, sd-vae-lower, draws them from row {LOWER_FROM_ROW} on.",
+                "Prepare it with a smaller bbox_shift or from a video that shows the whole face, or serve sd-vae.",
+            )
+        if not avatar.has_norm_sums:
+            avatar.keep_norm_sums(self._made_norm_sums(avatar, cancelled))
+        return True
+
+    def _give_norm_sums(self, draft: Path, cancelled: Event | None = None) -> None:
+        """To an avatar that is not published yet, so that its first video need not wait for them; not where that would
+        load models that nobody asked for."""
+        if self.on_demand is None and self.triton.takes_norm_sums():
+            self._require_norm_sums(Avatar(draft), cancelled)
+
+    def _made_norm_sums(self, avatar: Avatar, cancelled: Event | None) -> NDArray[np.float32]:
+        """Of the frames with a face, from their stored latents; zeros for the others: float32 (n, 19, 32, 2)."""
+        sums = np.zeros((avatar.info.frames, *NORM_SUMS.shape), np.float32)
+        shown = np.flatnonzero(avatar.regions["has_face"])
+        latents = np.empty((SUMS_BATCH, *FACE_LATENTS.shape), np.float16)
+        with self.on_demand.using(REFERENCE_SUMS.name) if self.on_demand is not None else nullcontext():
+            for start in range(0, len(shown), SUMS_BATCH):
+                _require_wanted(cancelled)
+                indices = shown[start : start + SUMS_BATCH]
+                avatar.read_latents(indices.tolist(), latents[: len(indices)])
+                sums[indices] = self.triton.reference_sums(latents[: len(indices), LATENT_CHANNELS:])
+        return sums
+
     def _faces(
         self,
         avatar: Avatar,
+        lower: bool,
         heard: Prompts,
         frames: int,
         batch_size: int,
@@ -312,11 +376,13 @@ class Engine:
             if start is not None:
                 stop = min(start + batch_size, frames)
                 indices = [avatar.index(frame, heard.fps) for frame in range(start, stop)]
-                batch = self.triton.batch(len(indices), self._priority)
+                batch = self.triton.batch(len(indices), self._priority, lower)
                 pending.append((indices, batch))
                 with watch.stage("features"):
                     heard.batch(start, stop, batch.features)
                 avatar.read_latents(indices, batch.latents)
+                if lower:
+                    avatar.read_norm_sums(indices, batch.norm_sums)
                 batch.send()
 
         try:

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipserve.claims import abandoned, claim
-from lipserve.contract import AUDIO_FEATURES, FACE_LATENTS, FACES, MAX_BATCH_SIZE, Tensor
+from lipserve.contract import AUDIO_FEATURES, FACE_LATENTS, FACES, MAX_BATCH_SIZE, NORM_SUMS, Tensor
 
 FOLDER = Path("/dev/shm")
 PREFIX = "lipserve-batch-"
-TENSORS = (AUDIO_FEATURES, FACE_LATENTS, FACES)
+TENSORS = (AUDIO_FEATURES, FACE_LATENTS, NORM_SUMS, FACES)
 KEPT_FREE = 64 << 20  # bytes of /dev/shm for others: Triton's Python backend fails if there are none when it needs them
 PAGE = mmap.PAGESIZE
 

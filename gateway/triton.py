@@ -26,7 +26,12 @@ from lipserve.contract import (
     CROPS,
     FACE_LATENTS,
     FACES,
+    LATENT_CHANNELS,
     LIPSYNC,
+    LOWER_LIPSYNC,
+    NORM_SUMS,
+    REFERENCE_LATENTS,
+    REFERENCE_SUMS,
     VAE_ENCODER,
     WEIGHTS_ID,
     Model,
@@ -92,6 +97,13 @@ class TritonClient:
             config = self.grpc.get_model_config(model.name, client_timeout=CONTROL_TIMEOUT).config
         return str(config.parameters[WEIGHTS_ID].string_value)
 
+    def takes_norm_sums(self) -> bool:
+        """Whether the ensemble's decoder draws only the lower rows, for which it wants sums of each avatar frame.
+        Raises TritonUnavailable."""
+        with self.translated():
+            config = self.grpc.get_model_config(LIPSYNC.name, client_timeout=CONTROL_TIMEOUT).config
+        return NORM_SUMS.name in {tensor.name for tensor in config.input}
+
     def is_loaded(self, name: str) -> bool:
         """Raises TritonUnavailable."""
         with self.translated():
@@ -115,32 +127,48 @@ class TritonClient:
 
         Raises TritonUnavailable, ServiceBusy or TritonFailed.
         """
+        return np.asarray(self._infer(VAE_ENCODER, CROPS, crops), np.float16)
+
+    def reference_sums(self, latents: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Of avatar frames' own latents, float16 (n, 4, 32, 32): float32 (n, 19, 32, 2).
+
+        Raises TritonUnavailable, ServiceBusy or TritonFailed.
+        """
+        return np.asarray(self._infer(REFERENCE_SUMS, REFERENCE_LATENTS, latents), np.float32)
+
+    def _infer(self, model: Model, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
+        """A model of one input and one output, over gRPC, at once."""
         with self.translated():
             result = self.grpc.infer(
-                VAE_ENCODER.name,
-                _inputs(VAE_ENCODER, {CROPS: crops}),
-                outputs=_outputs(VAE_ENCODER),
+                model.name,
+                _inputs(model, {tensor: values}),
+                outputs=_outputs(model),
                 priority=Priority.BATCH,
                 client_timeout=self.timeout,
             )
-        return np.asarray(result.as_numpy(FACE_LATENTS.name), np.float16)
+        answer: NDArray[Any] = result.as_numpy(model.outputs[0].name)
+        return answer
 
-    def batch(self, frames: int, priority: Priority = Priority.BATCH) -> "Batch":
-        """An empty batch for the ensemble, of 1 to MAX_BATCH_SIZE frames. A server whose models have no levels of
-        priority takes no notice of it.
+    def batch(self, frames: int, priority: Priority = Priority.BATCH, norm_sums: bool = False) -> "Batch":
+        """An empty batch for the ensemble, of 1 to MAX_BATCH_SIZE frames, with `norm_sums` for one that takes them. A
+        server whose models have no levels of priority takes no notice of it.
 
         Raises TritonUnavailable, and SharedMemoryUnusable if there must be shared memory and cannot be.
         """
         with self.translated():
-            return Batch(self, frames, priority, self.slots.take())
+            model = LOWER_LIPSYNC if norm_sums else LIPSYNC
+            return Batch(self, model, frames, priority, self.slots.take())
 
     def warm_up(self) -> None:
         """One frame through every model. Raises TritonUnavailable, TritonFailed or SharedMemoryUnusable."""
         latents = self.encode_faces(np.zeros((1, *CROPS.shape), CROPS.dtype))
+        sums = self.reference_sums(latents[:, LATENT_CHANNELS:]) if self.takes_norm_sums() else None
         self.connect()
-        with self.batch(1) as batch:
+        with self.batch(1, norm_sums=sums is not None) as batch:
             batch.features[:] = 0
             batch.latents[:] = latents
+            if sums is not None:
+                batch.norm_sums[:] = sums
             batch.send()
             batch.faces()
 
@@ -171,19 +199,22 @@ class TritonClient:
 
 
 class Batch:
-    """A batch for the ensemble: fill `features` and `latents`, send it, take its faces, release it.
+    """A batch for the ensemble: fill `features`, `latents` and, if it takes them, `norm_sums`, send it, take its faces,
+    release it.
 
-    features: float16 (n, 50, 384), latents: float16 (n, 8, 32, 32), to be written by the caller before `send`. Both and
-    the faces may be views of memory that the next batch is written to, so nothing of them may be used after `release`,
+    features: float16 (n, 50, 384), latents: float16 (n, 8, 32, 32), norm_sums: float32 (n, 19, 32, 2), to be written by
+    the caller before `send`. They and the faces may be views of memory that the next batch is written to, so nothing of
+    them may be used after `release`,
     which leaving a `with` block is too. Used by one thread at a time.
     """
 
-    def __init__(self, client: TritonClient, frames: int, priority: Priority, slot: Slot | None) -> None:
+    def __init__(self, client: TritonClient, model: Model, frames: int, priority: Priority, slot: Slot | None) -> None:
+        self._model = model
         self._client, self._frames, self._priority, self._slot = client, frames, priority, slot
         self._shared = slot is not None
         self._arrays = {
             tensor: np.empty((frames, *tensor.shape), tensor.dtype) if slot is None else slot.array(tensor, frames)
-            for tensor in LIPSYNC.inputs
+            for tensor in model.inputs
         }
         self._future: Future[Any] | None = None
         self._call: Any = None
@@ -197,7 +228,11 @@ class Batch:
     def latents(self) -> NDArray[np.float16]:
         return self._array(FACE_LATENTS)
 
-    def _array(self, tensor: Tensor) -> NDArray[np.float16]:
+    @property
+    def norm_sums(self) -> NDArray[np.float32]:
+        return self._array(NORM_SUMS)
+
+    def _array(self, tensor: Tensor) -> NDArray[Any]:
         if self._released or self._future is not None:
             raise RuntimeError("a batch is filled before it is sent")
         return self._arrays[tensor]
@@ -263,10 +298,10 @@ class Batch:
         try:
             # In shared memory a deadline would end our wait, not Triton's writing: _result waits by the clock instead.
             self._call = self._client.grpc.async_infer(
-                LIPSYNC.name,
-                _inputs(LIPSYNC, self._arrays, slot),
+                self._model.name,
+                _inputs(self._model, self._arrays, slot),
                 callback=done,
-                outputs=_outputs(LIPSYNC, slot, self._frames),
+                outputs=_outputs(self._model, slot, self._frames),
                 priority=self._priority,
                 client_timeout=self._client.timeout if slot is None else None,
             )

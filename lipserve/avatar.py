@@ -5,6 +5,7 @@
          latents.npy    float16 (n, 8, 32, 32): masked 4, then reference 4, times the VAE's scaling factor
          regions.npy    REGION (n,): the box of each face and the rectangle its blend touches
          masks.u8       uint8 (total,): the blend mask of each region, row-major, one after another
+         norm_sums.npy  float32 (n, 19, 32, 2), once a decoder of the lower rows has asked for it: made of the latents
          preview.jpg    a picture for people
 
 One record per frame in every array, so nothing can drift apart. Nothing here is pickled.
@@ -15,8 +16,10 @@ import json
 import math
 import os
 import re
+import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lipserve.colour import U8, ColourTags, Planes, planes
-from lipserve.contract import AVATAR_FORMAT, FACE_LATENTS, MAX_FPS
+from lipserve.contract import AVATAR_FORMAT, FACE_LATENTS, FACE_SIZE, MAX_FPS, NORM_SUMS
 from lipserve.errors import AvatarDamaged
 from lipserve.media import MAX_SIDE
 
@@ -39,6 +42,7 @@ AVATAR_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 # `face` grown to even pixels, outside of which the mask is 0; the mask of the region starts at `mask_start`.
 REGION = np.dtype([("has_face", "?"), ("face", "<i4", 4), ("region", "<i4", 4), ("mask_start", "<i8")])
 
+NORM_SUMS_FILE = "norm_sums.npy"
 ROWS_BYTES = 1 << 18  # of rows on their way to planes with gaps: they stay in the core's cache
 
 
@@ -101,6 +105,8 @@ class Avatar:
             regions.read([self.regions.view(np.uint8)], start)
             self._masks = _File(folder / "masks.u8")
             self._check()
+            self._handle = _Folder(folder)
+            self._sums, self._sums_start = self._open_norm_sums()
         except (OSError, ValueError) as exc:
             raise damaged(folder.name, exc) from exc
 
@@ -168,6 +174,41 @@ class Avatar:
         for row, index in zip(out, indices, strict=True):
             self._read(self._latents, [row], self._latents_start + index * row.nbytes)
 
+    @property
+    def has_norm_sums(self) -> bool:
+        return self._sums is not None
+
+    def read_norm_sums(self, indices: Sequence[int], out: NDArray[np.float32]) -> None:
+        """Fill `out`, float32 (n, 19, 32, 2) in C order, with those of n stored frames. Raises AvatarDamaged."""
+        assert self._sums is not None
+        for row, index in zip(out, indices, strict=True):
+            self._read(self._sums, [row], self._sums_start + index * row.nbytes)
+
+    def keep_norm_sums(self, sums: NDArray[np.float32]) -> None:
+        """Store them, float32 (n, 19, 32, 2), with the avatar, also where another one has taken its place meanwhile.
+        Raises OSError."""
+        self._handle.write(NORM_SUMS_FILE, sums)
+        self._sums, self._sums_start = self._open_norm_sums()
+
+    def _open_norm_sums(self) -> "tuple[_File | None, int]":
+        """What is not whole counts as not there: it is made of the latents, and can be made again."""
+        file = self._handle.open(NORM_SUMS_FILE)
+        try:
+            return file, file.start_of((self.info.frames, *NORM_SUMS.shape), np.dtype(NORM_SUMS.dtype)) if file else 0
+        except ValueError:
+            return None, 0
+
+    @cached_property
+    def first_face_row(self) -> int:
+        """The first of a generated face's 256 rows that blending reads, in any frame; 256 if no frame has a face.
+
+        A pixel y of a box of h rows is between the face's rows (y + 0.5) · 256 / h - 0.5, rounded down, and the next.
+        """
+        used = self.regions[self.regions["has_face"]]
+        top, heights = used["face"][:, 1], used["face"][:, 3] - used["face"][:, 1]
+        rows = (np.maximum(used["region"][:, 1] - top, 0) + 0.5) * FACE_SIZE / heights - 0.5
+        return max(0, int(np.floor(rows.min(initial=FACE_SIZE))))
+
     def mask(self, index: int) -> U8:
         """uint8 (region height, region width): 255 takes the generated face, 0 leaves the frame. Raises
         AvatarDamaged."""
@@ -204,12 +245,41 @@ class Avatar:
         return np.memmap(self._masks.file, np.uint8, "r")
 
 
+class _Folder:
+    """A folder that is open as long as this object lives, and stays the same one whatever its name becomes."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self._handle)
+
+    def open(self, name: str) -> "_File | None":
+        """None: there is no such file."""
+        try:
+            return _File(Path(name), os.open(name, os.O_RDONLY, dir_fd=self._handle))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """As .npy, whole or not at all. Raises OSError."""
+        draft = f".{name}.{os.getpid()}.{threading.get_ident()}"
+        try:
+            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=self._handle)
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(draft, name, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(draft, dir_fd=self._handle)
+
+
 class _File:
     """A file that is open as long as this object lives. Its methods raise OSError or ValueError that name it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, handle: int | None = None) -> None:
         self.name = path.name
-        self.file = path.open("rb", buffering=0)
+        self.file = path.open("rb", buffering=0) if handle is None else os.fdopen(handle, "rb", buffering=0)
         weakref.finalize(self, self.file.close)
         self.size = os.fstat(self.file.fileno()).st_size
 

@@ -28,6 +28,11 @@ LATENT_SIZE = 32  # FACE_SIZE / 8
 FACE_LATENT_CHANNELS = 2 * LATENT_CHANNELS  # masked 4, then reference 4
 MASKED_FROM_ROW = FACE_SIZE // 2  # rows 128..255 of the masked copy are black
 
+# -- the decoder of the lower rows ------------------------------------------------------------------------------------
+LOWER_FROM_ROW = 104  # of 256, the first it draws; masks begin lower: benchmarks/mask_rows.py
+LOWER_NORMS = 19  # group norms from 64×64 up: 3 stages of 3 blocks of 2, and the last one
+NORM_GROUPS = 32
+
 # -- serving ----------------------------------------------------------------------------------------------------------
 MAX_BATCH_SIZE = 32  # frames in one inference request, and in one batch at the server
 MIN_FPS, MAX_FPS = 1, 60  # frames per second, integer
@@ -69,12 +74,21 @@ FACE_LATENTS = Tensor("face_latents", "float16", (FACE_LATENT_CHANNELS, LATENT_S
 LATENTS = Tensor("latents", "float16", (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))  # VAE latents times scaling factor
 FACES = Tensor("faces", "uint8", (FACE_SIZE, FACE_SIZE, 3))  # BGR
 CROPS = Tensor("crops", "uint8", (FACE_SIZE, FACE_SIZE, 3))  # BGR
+# Of an avatar frame: the second half of its face latents; and, for the norms of the lower decoder, what the rows that
+# it does not draw add to each group's mean and mean square.
+REFERENCE_LATENTS = Tensor("reference_latents", "float16", LATENTS.shape)
+NORM_SUMS = Tensor("norm_sums", "float32", (LOWER_NORMS, NORM_GROUPS, 2))
 
 UNET = Model("unet", (AUDIO_FEATURES, FACE_LATENTS), (LATENTS,))
 VAE_DECODER = Model("vae_decoder", (LATENTS,), (FACES,))
 VAE_ENCODER = Model("vae_encoder", (CROPS,), (FACE_LATENTS,))
 LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS), (FACES,))  # the ensemble: unet, then vae_decoder
 MODELS = (UNET, VAE_DECODER, VAE_ENCODER, LIPSYNC)
+
+# In the place of those of the same names where the decoder draws only the lower rows; and what makes their sums.
+LOWER_DECODER = Model("vae_decoder", (LATENTS, NORM_SUMS), (FACES,))
+LOWER_LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS, NORM_SUMS), (FACES,))
+REFERENCE_SUMS = Model("reference_sums", (REFERENCE_LATENTS,), (NORM_SUMS,))
 
 # The audio encoder runs beside the gateway, not on Triton: one 30 s segment at a time.
 LOG_MEL = Tensor("log_mel", "float32", (N_MELS, SEGMENT_MEL_FRAMES))

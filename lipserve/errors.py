@@ -37,6 +37,7 @@ LipserveError                       500  internal
 ├── AvatarBusy                      409  avatar_busy
 ├── AvatarDamaged                   409  avatar_damaged
 ├── AvatarOutdated                  409  avatar_outdated
+├── AvatarUndrawable                409  avatar_undrawable
 ├── StorageFull                     507  storage_full
 ├── Cancelled                       499  cancelled
 ├── ModelsMissing                   503  models_missing
@@ -238,6 +239,13 @@ class AvatarDamaged(LipserveError):
 class AvatarOutdated(LipserveError):
     status = 409
     kind = "avatar_outdated"
+
+
+class AvatarUndrawable(LipserveError):
+    """Its masks show rows of the face that the served decoder does not draw."""
+
+    status = 409
+    kind = "avatar_undrawable"
 
 
 class StorageFull(LipserveError):
