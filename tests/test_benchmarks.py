@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_gpu
 import first_frame
+import gpu
 import host
 import load
 import numpy as np
@@ -20,13 +22,15 @@ from musetalk_folder import stored_blend
 from samples import ROOT, facts, pictures, smooth
 from test_blend import BACKGROUND, BOX, CORNER_BOXES, ODD_BOXES, Box, soft_mask, stored
 
+from export.gate import Reference
+from lipserve import contract
 from lipserve.avatar import Avatar
 from lipserve.colour import planes_to_bgr
 from lipserve.errors import Cancelled
 from lipserve.media import Sound, VideoEncoding
 
 
-@pytest.mark.parametrize("name", ["host", "load", "first_frame"])
+@pytest.mark.parametrize("name", ["host", "load", "first_frame", "gpu"])
 def test_help(name: str) -> None:
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -243,3 +247,204 @@ def test_many_clients(stub: Any) -> None:
     assert all(row["slowest_over_median"] < 3 and row["fps"] > 0 for row in found["levels"])
     assert found["leaks"]["requests"] == 5
     assert found["leaks"]["gateway_threads"][0] == found["leaks"]["gateway_threads"][1]
+
+
+# -- gpu --------------------------------------------------------------------------------------------------------------
+
+
+def child(found: list[str], seconds: float, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What comes of a step whose process runs this Python."""
+    patch.setattr(gpu, "command", lambda *given: [sys.executable, "-c", "\n".join(found)])
+    return gpu.child(gpu.Step("speed", "none", ("unet",), 1), SimpleNamespace(), folder, seconds)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_every_step_has_a_share_of_the_time_that_is_left() -> None:
+    steps, left = gpu.plan(list(gpu.BACKENDS), None), 540.0
+    for number, step in enumerate(steps):
+        seconds = gpu.share(steps[number:], left)
+        assert seconds >= 6, step
+        left -= seconds
+    assert left == pytest.approx(0)
+    assert [step.name for step in gpu.plan(["onnxruntime"], "localhost:8001")] == [
+        "weights",
+        "graphs encoder+taesd+sd-vae",
+        "gate onnxruntime encoder",
+        "gate onnxruntime taesd",
+        "gate onnxruntime sd-vae",
+        "graphs unet",
+        "gate onnxruntime unet",
+        "speed onnxruntime unet",
+        "speed onnxruntime sd-vae",
+        "speed onnxruntime taesd",
+        "served",
+        "ensemble",
+    ]
+
+
+def test_a_step_that_takes_too_long_is_ended_with_all_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = ["import subprocess, time", "print('{\"ms\": 1}', flush=True)"]
+    slow += ["print(subprocess.Popen(['sleep', '60']).pid, flush=True)", "time.sleep(60)"]
+    started = time.monotonic()
+    lines, why = child(slow, 2, tmp_path, monkeypatch)
+    assert (lines, why) == ([{"ms": 1}], "out of time after 2 s")
+    assert time.monotonic() - started < 10
+    grandchild = int((tmp_path / "out").read_text().split()[-1])
+    while alive(grandchild):
+        assert time.monotonic() - started < 10
+        time.sleep(0.02)
+
+
+def test_a_step_that_fails_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = ["print('RESULT {\"fps\": 2.5}', flush=True)", "raise SystemExit('no CUDA provider')"]
+    assert child(fails, 20, tmp_path, monkeypatch) == ([{"fps": 2.5}], "no CUDA provider")
+    assert child(["import os", "os._exit(7)"], 20, tmp_path, monkeypatch) == ([], "ended with 7")
+
+
+def test_what_a_step_found_is_printed_and_what_is_missing_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"stage": "unet", "batch": 1, "ms": 12.34567}, {"stage": "unet", "left_out": [2, 4]}]
+    lines += [{"stage": "taesd", "failed": "at batch 32: RuntimeError: out of memory"}]
+    monkeypatch.setattr(gpu, "child", lambda *given: (lines, ""))
+    (tmp_path / "log").write_text("its last words\n")
+    found = gpu.Found({}, [], {})
+    gpu.run_step(gpu.Step("speed", "tensorrt", ("unet",), 1), SimpleNamespace(), tmp_path, 30, found)
+    reasons = "taesd at batch 32: RuntimeError: out of memory; no time for unet at [2, 4]"
+    assert found.missing == {"speed tensorrt unet": reasons}
+    assert found.of("speed") == [{"kind": "speed", "backend": "tensorrt", "stage": "unet", "batch": 1, "ms": 12.34567}]
+    assert capsys.readouterr().out == (
+        f"\nspeed tensorrt unet: 0 s of 30; {reasons}\n  stage unet, batch 1, ms 12.35\n  | its last words\n"
+    )
+
+
+def reference(frames: int) -> Reference:
+    rng = np.random.default_rng(1)
+    tensors = (contract.CROPS, contract.AUDIO_FEATURES, contract.FACE_LATENTS, contract.LATENTS, contract.FACES)
+    return Reference(*((10 * rng.standard_normal((frames, *t.shape))).astype(t.dtype) for t in tensors))
+
+
+class Spoilt:
+    """A runner whose answer is the reference's, but for one frame that is `error` off everywhere."""
+
+    def __init__(self, known: Reference, frame: int, error: float) -> None:
+        self.known, self.frame, self.error = known, frame, error
+
+    def put(self, feeds: dict[str, Any]) -> None:
+        self.n = len(feeds["latents"])
+        assert all((feeds["latents"][i] == self.known.latents[i % 4]).all() for i in range(self.n))
+
+    def run(self) -> None: ...
+
+    def get(self) -> Any:
+        faces = np.stack([self.known.faces[i % 4] for i in range(self.n)])
+        if self.frame < self.n:
+            faces[self.frame] = np.where(faces[self.frame] < 128, faces[self.frame] + self.error, faces[self.frame])
+        return faces.astype(np.uint8)
+
+
+def test_every_frame_of_a_batch_is_held() -> None:
+    known = reference(4)
+    for batch in gpu.GATE_BATCHES:
+        row = gpu.held(Spoilt(known, 99, 0), contract.VAE_DECODER, known, batch)
+        assert row == {
+            "batch": batch,
+            "max_error": 0.0,
+            "mean_error": 0.0,
+            "bound": 8.0,
+            "mean_bound": 2.0,
+            "refused": False,
+        }
+    row = gpu.held(Spoilt(known, 13, 9), contract.VAE_DECODER, known, 16)
+    dark = (known.faces[13 % 4] < 128).mean()
+    assert (row["max_error"], row["mean_error"], row["refused"]) == (9.0, pytest.approx(9 * dark / 16), True)
+    assert not gpu.held(Spoilt(known, 13, 9), contract.VAE_DECODER, known, 8)["refused"]
+
+
+def test_what_is_no_number_is_refused_and_json_can_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = reference(4)
+    latents = known.latents.copy()
+    latents[2, 0, 0, 0] = np.nan
+    answer = SimpleNamespace(put=lambda feeds: None, run=lambda: None, get=lambda: latents)
+    row = gpu.held(answer, contract.UNET, known, 4)  # type: ignore[arg-type]
+    assert (row["max_error"], row["mean_error"], row["refused"]) == ("nan", "nan", True)
+
+
+def test_rates_and_ensembles_by_hand() -> None:
+    rows = [
+        {"backend": "onnxruntime", "stage": "taesd", "batch": 8, "ms": 10.0, "gb": 0.5},
+        {"backend": "onnxruntime", "stage": "unet", "batch": 8, "ms": 30.0, "gb": 2.0},
+        {"backend": "torch eager", "stage": "unet", "batch": 1, "ms": 20.0, "gb": 1.7},
+    ]
+    found = gpu.with_rates(rows, {"unet": 178.0, "sd-vae": 622.0, "taesd": 35.0}, 100)
+    assert [(row["backend"], row["stage"], row["batch"]) for row in found] == [
+        ("torch eager", "unet", 1),
+        ("onnxruntime", "unet", 8),
+        ("onnxruntime", "taesd", 8),
+        ("onnxruntime", "unet + taesd", 8),
+    ]
+    both = found[-1]
+    assert (both["ms"], both["gb"], both["fps"]) == (40.0, 2.5, 200.0)
+    assert (both["tflops"], both["share"]) == (pytest.approx(42.6), pytest.approx(0.426))
+    assert gpu.with_rates(rows, {"unet": 1.0, "taesd": 1.0}, None)[0]["share"] is None
+
+
+def test_the_card_is_described_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu.Gpu(used=2 << 30).install(monkeypatch, fake_gpu.nvml(processes=((7, 10**9),)))
+    found = gpu.describe("cuda")
+    assert (found["gpu"], found["peak"], found["ecc"]) == ("NVIDIA RTX A5000", 111, True)
+    assert found["said"].startswith(
+        "NVIDIA driver 560.35.03, CUDA 12.6; NVIDIA RTX A5000, compute capability 8.6\n"
+        "22.0 of 24.1 GB free, ECC on, 1 other processes with 1.0 GB\npython 3."
+    )
+    fake_gpu.Gpu(cuda=0).install(monkeypatch)
+    assert gpu.describe("cuda")["unavailable"] == (
+        "no GPU can be used: there is no NVIDIA driver; driver 560 or later is needed"
+    )
+
+
+def test_without_a_gpu_there_is_nothing_to_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "child", lambda *given: ([{"unavailable": "no GPU can be used: …"}], ""))
+    args = SimpleNamespace(url=None)
+    assert gpu.orchestrate(args, tmp_path, time.monotonic() + 60) == 2  # type: ignore[arg-type]
+    assert capsys.readouterr() == ("", "no GPU can be used: …\n")
+
+
+def test_a_card_rehearsed_on_the_cpu(tmp_path: Path) -> None:
+    """Weights, references, a graph and its gate, in processes of their own; what was not written is named."""
+    pytest.importorskip("torch")
+    args = SimpleNamespace(batches="1", rehearse=True)
+    steps = (("weights", "", ()), ("graphs", "", ("taesd",)), ("gate", "onnxruntime", ("taesd",)))
+    weights, graph, gate = (gpu.child(gpu.Step(*step, 1), args, tmp_path, 120) for step in steps)  # type: ignore[arg-type]
+    assert weights == ([], "")
+    assert [(row["stage"], row.get("failed")) for row in graph[0]] == [("taesd", None)]
+    rows, why = gate
+    assert (why, [row.get("batch") for row in rows]) == ("", [32, 16, 8, 5, 4, 1, None])
+    assert all(0 < row["mean_error"] < row["max_error"] <= 2 and not row["refused"] for row in rows[:-1])
+    assert rows[-1]["mixed_batches"] > 0
+    rows, why = gpu.child(gpu.Step("speed", "onnxruntime", ("unet",), 1), args, tmp_path, 60)  # type: ignore[arg-type]
+    assert (rows, why) == ([], "unet.onnx was not written: see the step that writes the graphs")
+    rows, why = gpu.child(gpu.Step("speed", "torch eager", ("taesd",), 1), args, tmp_path, 60)  # type: ignore[arg-type]
+    assert (why, [row["batch"] for row in rows]) == ("", [1])
+
+
+def test_eager_torch_is_plain_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 1), torch.nn.GroupNorm(4, 8))
+    monkeypatch.setattr(gpu, "stages", lambda folder: {"sd-vae": SimpleNamespace(module=network)})
+    run = gpu.Eager(tmp_path, "sd-vae", "cpu")
+    assert {tensor.dtype for tensor in run.module.state_dict().values()} == {torch.float16}
+    run.put({"latents": np.zeros((2, 4, 8, 8), np.float16)})
+    run.run()
+    assert (run.get().shape, run.get().dtype) == ((2, 8, 8, 8), np.float16)
