@@ -67,12 +67,13 @@ def card() -> Card:
     """The GPU that is used. Raises GpuUnavailable, and GpuFailed."""
     cudart = _cudart()
     driver = _usable(cudart)
-    bus = str(bytes(_call(cudart, "cudaDeviceGetPCIBusId", 32, 0)).rstrip(b"\0").decode())
+    bus = _text(_call(cudart, "cudaDeviceGetPCIBusId", 32, 0))
     ecc, others = _ecc_and_others(bus)  # first: what follows makes this process one of them
     properties = _call(cudart, "cudaGetDeviceProperties", 0)
     free, total = _call(cudart, "cudaMemGetInfo")
-    name = bytes(properties.name).rstrip(b"\0").decode()
-    return Card(name, (properties.major, properties.minor), driver, int(total), int(free), ecc, others)
+    return Card(
+        _text(properties.name), (properties.major, properties.minor), driver, int(total), int(free), ecc, others
+    )
 
 
 def free_memory() -> int:
@@ -156,7 +157,12 @@ def _require(cudart: Any, error: Any, name: str) -> None:
 
 def _words(cudart: Any, error: Any) -> str:
     _, text = cudart.cudaGetErrorString(error)
-    return bytes(text).decode()
+    return _text(text)
+
+
+def _text(field: bytes) -> str:
+    """Of a field of C, which has anything after its end."""
+    return bytes(field).partition(b"\0")[0].decode()
 
 
 def _usable(cudart: Any) -> Driver:

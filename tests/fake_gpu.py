@@ -87,7 +87,7 @@ class Gpu:
         return Error.cudaSuccess, WORDS[error]
 
     def _cudaDeviceGetPCIBusId(self, length: int, device: int) -> Any:
-        return Error.cudaSuccess, b"0000:01:00.0".ljust(length, b"\0")
+        return Error.cudaSuccess, b"0000:01:00.0\0".ljust(length)
 
     def _cudaGetDeviceProperties(self, device: int) -> Any:
         name = b"NVIDIA RTX A5000".ljust(256, b"\0")
