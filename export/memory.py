@@ -19,6 +19,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, shape_inference
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export import cuda
@@ -146,7 +147,7 @@ def print_budget(console: Console, files: Mapping[str, Path], target: str, size:
     """The table, and a line if that is too much; whether it fits. size: bytes, by default those free on this card."""
     if size is None:
         size, words = card()
-        console.print(f"held against {words}")
+        console.print(f"held against {escape(words)}")
     shares = budget(files, target)
     console.print(budget_table(shares, target, size))
     fits = total(shares) <= size
@@ -188,7 +189,7 @@ def main(words: list[str] | None = None) -> None:
         files = served_graphs(args.models_dir, args.profile, args.target)
         fits = print_budget(console, files, args.target, args.card_gb and args.card_gb * GB)
     except ExportError as error:
-        console.print(f"[red]refused:[/red] {error}")
+        console.print(f"[red]refused:[/red] {escape(str(error))}")
         raise SystemExit(1) from error
     if not fits:
         raise SystemExit(1)

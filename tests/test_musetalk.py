@@ -658,7 +658,8 @@ def test_without_tensorrt_nothing_is_begun(copied: Path, tmp_path: Path, monkeyp
     result = run("--target", "tensorrt", "--profile", V15, *options)
     assert result.exit_code == 1
     said = " ".join(result.output.split())
-    assert "Python has no tensorrt" in said and f"tensorrt-cu12=={tensorrt.TENSORRT_VERSION}" in said
+    assert "Python has no tensorrt" in said
+    assert f"pip install -e '.[export]' tensorrt-cu12=={tensorrt.TENSORRT_VERSION}" in said
     assert not (copied / V15).exists() and not (tmp_path / "repository").exists()
 
 
