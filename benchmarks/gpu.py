@@ -42,7 +42,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate import BOUNDS, Reference, measured
+from export.gate import BOUNDS, REFERENCE, Reference, measured
 from lipserve import contract
 
 Feeds = dict[str, NDArray[np.generic]]
@@ -102,7 +102,7 @@ PEAKS = {
 class Step:
     """What one process does. share: of the time, against the other steps'; what one leaves over goes to those after."""
 
-    kind: str  # weights, graphs, gate, speed, or a command of its own
+    kind: str  # weights, reference, graphs, gate, speed, or a command of its own
     backend: str
     stages: tuple[str, ...]
     share: float
@@ -116,7 +116,8 @@ def plan(backends: list[str], url: str | None) -> list[Step]:
     """All steps in their order: what decides first, cheap ones before dear ones."""
     small = (ENCODER, "taesd", "sd-vae")  # in this order: the last one's FP16 takes the encoder's float32 along
     steps = [
-        Step("weights", "", (), 10),
+        Step("weights", "", (), 6),
+        Step("reference", "", (), 8),
         Step("graphs", "", small, 10),
         *(Step("gate", "onnxruntime", (stage,), 2) for stage in small),
         Step("graphs", "", ("unet",), 12),
@@ -301,6 +302,8 @@ def be_child(args: argparse.Namespace) -> None:
         say(**describe(device))
     elif args.child == "weights":
         write_weights(args.folder, "small" if args.rehearse else "full")
+    elif args.child == "reference":
+        write_references(args.folder, device)
     elif args.child == "graphs":
         write_graphs(args.folder, stages)
     elif args.child == "gate":
@@ -367,7 +370,7 @@ def versions() -> dict[str, str]:
 
 
 def write_weights(folder: Path, size: str) -> None:
-    """Weights, the reference of every stage, and the operations of a frame in GFLOP."""
+    """Weights, and the operations of a frame in GFLOP."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -376,7 +379,6 @@ def write_weights(folder: Path, size: str) -> None:
     if (folder / OPERATIONS).is_file():
         return
     musetalk.write_random_weights(folder, 0, size, PROFILE)
-    write_references(folder)
     operations = {}
     for stage, graph in stages(folder).items():
         module = graph.module.to("meta")
@@ -387,17 +389,23 @@ def write_weights(folder: Path, size: str) -> None:
     (folder / OPERATIONS).write_text(json.dumps(operations))
 
 
-def write_references(folder: Path) -> None:
-    """What float32 makes of drawn faces, and of noise in the place of speech: torch on the CPU, a frame at a time."""
+def write_references(folder: Path, device: str) -> None:
+    """What float32 makes of drawn faces, and of noise in the place of speech: torch, a frame at a time. On the GPU if
+    torch can, since a few cores need minutes for it; without TF32, which would not be float32."""
     import torch
 
-    found = stages(folder)
+    if (reference_folder(folder, STAGES[-1]) / REFERENCE).is_file():
+        return
+    device = device if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    started, found = time.monotonic(), stages(folder)
     noise = np.random.default_rng(0).standard_normal((FRAMES, *contract.AUDIO_FEATURES.shape)).astype(np.float16)
     pictures = faces()
 
     def computed(stage: str, *inputs: torch.Tensor) -> torch.Tensor:
+        module = found[stage].module.to(device)
         with torch.inference_mode():
-            return torch.cat([found[stage].module(*(t[i : i + 1] for t in inputs)) for i in range(FRAMES)])
+            return torch.cat([module(*(t[i : i + 1].to(device) for t in inputs)).cpu() for i in range(FRAMES)])
 
     face_latents = computed(ENCODER, torch.from_numpy(pictures))
     latents = computed("unet", torch.from_numpy(noise), face_latents)
@@ -406,6 +414,12 @@ def write_references(folder: Path) -> None:
         kept = Reference(pictures, noise, face_latents.numpy(), latents.numpy(), drawn.numpy())
         reference_folder(folder, stage).mkdir(exist_ok=True)
         kept.save(reference_folder(folder, stage))
+        say(
+            stage=stage,
+            torch=f"float32 on {device}",
+            seconds=time.monotonic() - started,
+            deviation=float(drawn.float().std()),
+        )
 
 
 def reference_folder(folder: Path, stage: str) -> Path:

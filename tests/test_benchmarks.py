@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and that each of them can be asked for help."""
 
+import json
 import os
 import resource
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ from musetalk_folder import stored_blend
 from samples import ROOT, facts, pictures, smooth
 from test_blend import BACKGROUND, BOX, CORNER_BOXES, ODD_BOXES, Box, soft_mask, stored
 
+from export import tensorrt
 from export.gate import Reference
 from lipserve import contract
 from lipserve.avatar import Avatar
@@ -275,6 +278,7 @@ def test_every_step_has_a_share_of_the_time_that_is_left() -> None:
     assert left == pytest.approx(0)
     assert [step.name for step in gpu.plan(["onnxruntime"], "localhost:8001")] == [
         "weights",
+        "reference",
         "graphs encoder+taesd+sd-vae",
         "gate onnxruntime encoder",
         "gate onnxruntime taesd",
@@ -379,6 +383,32 @@ def test_what_is_no_number_is_refused_and_json_can_say_it(monkeypatch: pytest.Mo
     assert (row["max_error"], row["mean_error"], row["refused"]) == ("nan", "nan", True)
 
 
+def test_an_engine_is_held_at_every_batch_and_its_memory_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a stand-in of CUDA and TensorRT, whose plan doubles half of the face latents but spoils no frame."""
+    card = fake_gpu.Gpu().install(monkeypatch, fake_gpu.nvml())
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_gpu.tensorrt(card))
+    monkeypatch.setattr(tensorrt, "build", lambda *given: fake_gpu.plan([(1, 8, 32)], scale=2))
+    monkeypatch.setattr(gpu, "MIXED_SECONDS", 0.05)
+    known = reference(4)
+    latents = known.face_latents[:, 4:] * np.float16(2)
+    latents[1] += np.float16(0.25)  # the reference's second frame is not what the plan makes
+    folder = gpu.reference_folder(tmp_path, "unet")
+    folder.mkdir()
+    replace(known, latents=latents).save(folder)
+    (tmp_path / "unet.onnx").touch()
+    gpu.gate("tensorrt", tmp_path, "unet", "cuda", time.monotonic() + 60)
+    *rows, mixed = map(json.loads, capsys.readouterr().out.splitlines())
+    frame = 2 * (50 * 384 + 8 * 32 * 32 + 4 * 32 * 32)  # bytes of inputs and output
+    assert [(row["batch"], row["gb"]) for row in rows] == [(n, n * frame / 1e9) for n in (32, 16, 8, 5, 4, 1)]
+    assert [row["max_error"] for row in rows] == pytest.approx([0.25] * 5 + [0.0], abs=0.02)
+    assert [row["refused"] for row in rows] == [True] * 5 + [False]  # by the mean, of which a frame in four is enough
+    assert mixed["mixed_batches"] > 0 and mixed["gb"] * 1e9 % frame == pytest.approx(0, abs=1)
+    assert [path.suffix for path in (tmp_path / "engines").iterdir()] == [".plan"]
+    assert card.memory == {}
+
+
 def test_rates_and_ensembles_by_hand() -> None:
     rows = [
         {"backend": "onnxruntime", "stage": "taesd", "batch": 8, "ms": 10.0, "gb": 0.5},
@@ -425,9 +455,18 @@ def test_a_card_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     """Weights, references, a graph and its gate, in processes of their own; what was not written is named."""
     pytest.importorskip("torch")
     args = SimpleNamespace(batches="1", rehearse=True)
-    steps = (("weights", "", ()), ("graphs", "", ("taesd",)), ("gate", "onnxruntime", ("taesd",)))
-    weights, graph, gate = (gpu.child(gpu.Step(*step, 1), args, tmp_path, 120) for step in steps)  # type: ignore[arg-type]
+    steps = (
+        ("weights", "", ()),
+        ("reference", "", ()),
+        ("graphs", "", ("taesd",)),
+        ("gate", "onnxruntime", ("taesd",)),
+    )
+    weights, references, graph, gate = (gpu.child(gpu.Step(*step, 1), args, tmp_path, 120) for step in steps)  # type: ignore[arg-type]
     assert weights == ([], "")
+    assert [(row["stage"], row["torch"]) for row in references[0]] == [
+        (s, "float32 on cpu") for s in ("sd-vae", "taesd")
+    ]
+    assert all(row["deviation"] > 10 for row in references[0])  # flat faces prove little
     assert [(row["stage"], row.get("failed")) for row in graph[0]] == [("taesd", None)]
     rows, why = gate
     assert (why, [row.get("batch") for row in rows]) == ("", [32, 16, 8, 5, 4, 1, None])
