@@ -474,7 +474,7 @@ def test_a_card_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     assert rows[-1]["mixed_batches"] > 0
     rows, why = gpu.child(gpu.Step("speed", "onnxruntime", ("unet",), 1), args, tmp_path, 60)  # type: ignore[arg-type]
     assert (rows, why) == ([], "unet.onnx was not written: see the step that writes the graphs")
-    rows, why = gpu.child(gpu.Step("speed", "torch eager", ("taesd",), 1), args, tmp_path, 60)  # type: ignore[arg-type]
+    rows, why = gpu.child(gpu.Step("speed", "onnxruntime", ("taesd",), 1), args, tmp_path, 60)  # type: ignore[arg-type]
     assert (why, [row["batch"] for row in rows]) == ("", [1])
 
 
