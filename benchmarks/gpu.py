@@ -238,7 +238,7 @@ def short(value: Any) -> str:
 
 def child(step: Step, args: argparse.Namespace, folder: Path, seconds: float) -> tuple[list[dict[str, Any]], str]:
     """The JSON lines that a step's process printed, and why it did not print all of them."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str((folder / "inductor").resolve())}
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str((folder / "inductor").resolve()), "COLUMNS": "1000"}
     log = folder / "log"
     with log.open("wb") as errors, (folder / "out").open("w+b") as out:
         started = subprocess.Popen(
@@ -246,7 +246,8 @@ def child(step: Step, args: argparse.Namespace, folder: Path, seconds: float) ->
         )
         try:
             code = started.wait(seconds)
-            why = "" if code == 0 else (log_lines(log) or [f"ended with {code}"])[-1]
+            words = log_lines(log) or log_lines(folder / "out") or [f"ended with {code}"]
+            why = f"ended by signal {-code}" if code < 0 else words[-1] if code else ""
         except subprocess.TimeoutExpired:
             why = f"out of time after {seconds:.0f} s"
         finally:

@@ -312,6 +312,7 @@ def test_a_step_that_fails_says_its_last_words(tmp_path: Path, monkeypatch: pyte
     fails = ["print('RESULT {\"fps\": 2.5}', flush=True)", "raise SystemExit('no CUDA provider')"]
     assert child(fails, 20, tmp_path, monkeypatch) == ([{"fps": 2.5}], "no CUDA provider")
     assert child(["import os", "os._exit(7)"], 20, tmp_path, monkeypatch) == ([], "ended with 7")
+    assert child(["import os", "os.kill(os.getpid(), 11)"], 20, tmp_path, monkeypatch) == ([], "ended by signal 11")
 
 
 def test_what_a_step_found_is_printed_and_what_is_missing_has_a_reason(
@@ -329,6 +330,20 @@ def test_what_a_step_found_is_printed_and_what_is_missing_has_a_reason(
     assert capsys.readouterr().out == (
         f"\nspeed tensorrt unet: 0 s of 30; {reasons}\n  stage unet, batch 1, ms 12.35\n  | its last words\n"
     )
+
+
+def test_a_triton_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "musetalk-v15").mkdir()
+    reference(4).save(tmp_path / "musetalk-v15")
+    args = SimpleNamespace(url="127.0.0.1:1", metrics=None, profile="musetalk-v15", models_dir=tmp_path)
+    found = gpu.Found({}, [], {})
+    gpu.run_step(gpu.Step("served", "", (), 1), args, tmp_path, 60, found)
+    assert found.missing["served"].startswith("refused: Triton at 127.0.0.1:1: unet: ")
+    assert "refused: Triton at 127.0.0.1:1: unet: " in capsys.readouterr().out
+    assert gpu.command(gpu.Step("ensemble", "", (), 1), args, tmp_path, 9)[1:] == [
+        str(ROOT / "benchmarks/ensemble.py"),
+        *("--url", "127.0.0.1:1", "--batch-size", "8", "--concurrency", "1,2,4"),
+    ]
 
 
 def reference(frames: int) -> Reference:
