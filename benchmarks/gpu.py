@@ -116,7 +116,7 @@ def plan(backends: list[str], url: str | None) -> list[Step]:
     """All steps in their order: what decides first, cheap ones before dear ones."""
     small = (ENCODER, "taesd", "sd-vae")  # in this order: the last one's FP16 takes the encoder's float32 along
     steps = [
-        Step("weights", "", (), 6),
+        Step("weights", "", (), 10),  # everything else needs them
         Step("reference", "", (), 8),
         Step("graphs", "", small, 10),
         *(Step("gate", "onnxruntime", (stage,), 2) for stage in small),
