@@ -467,6 +467,45 @@ def test_without_a_gpu_there_is_nothing_to_measure(
     assert capsys.readouterr() == ("", "no GPU can be used: …\n")
 
 
+@pytest.mark.parametrize(("refused", "code"), [(False, 0), (True, 1)])
+def test_the_whole_way_from_the_card_to_the_result(
+    refused: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On steps that find at once what is written here; compiled torch fails."""
+
+    def child(step: gpu.Step, args: Any, folder: Path, seconds: float) -> Any:
+        (folder / "log").write_text("no compiler\n")
+        if step.kind == "card":
+            return [{"gpu": "NVIDIA RTX A5000", "peak": 111, "said": "driver and card"}], ""
+        if step.kind == "weights":
+            (folder / gpu.OPERATIONS).write_text('{"unet": 178.0, "sd-vae": 622.0, "taesd": 35.0, "encoder": 545.0}')
+        if step.kind == "gate":
+            row = {"stage": step.stages[0], "batch": 5, "max_error": 1.0, "mean_error": 0.00123456, "bound": 8.0}
+            row |= {"mean_bound": 2.0, "refused": refused, "gb": 0.5}
+            return [row, {"stage": step.stages[0], "mixed_batches": 70, "gb": 0.75}], ""
+        if step.backend == "torch.compile":
+            return [], "no compiler"
+        if step.kind == "speed":
+            return [{"stage": stage, "batch": 8, "ms": 20.0, "gb": 1.25} for stage in step.stages], ""
+        return [], ""
+
+    monkeypatch.setattr(gpu, "child", child)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None if name == "tensorrt" else name)
+    args = SimpleNamespace(url=None)
+    assert gpu.orchestrate(args, tmp_path, time.monotonic() + 600) == code  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    word = "**refused**" if refused else ""
+    assert said.startswith("driver and card\n")
+    assert f"\n| onnxruntime | taesd | 5 | 1 | 8 | 0.001235 | 2 | 0.50 | {word} |\n" in said
+    assert "\n| onnxruntime | encoder | 70 | 0.75 |\n" in said
+    assert "\n| torch eager | unet + sd-vae | 8 | 40.00 | 200.0 | 160.0 | 144% | 2.50 |\n" in said
+    assert "\n| tensorrt | is not installed |\n| speed torch.compile unet+sd-vae+taesd | no compiler |\n" in said
+    result = json.loads(said.splitlines()[-1].removeprefix("RESULT "))
+    assert [row["stage"] for row in result["gates"]] == ["encoder", "taesd", "sd-vae", "unet"]
+    assert (len(result["memory"]), len(result["speed"]), result["ensemble"]) == (4, 10, [])
+    assert result["gates"][0]["mean_error"] == 0.001235
+
+
 def test_a_card_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     """Weights, references, a graph and its gate, in processes of their own; what was not written is named."""
     pytest.importorskip("torch")
