@@ -56,9 +56,9 @@ class Card:
     def __str__(self) -> str:
         """Two lines: driver and card; memory."""
         ecc = {True: "ECC on", False: "ECC off", None: "ECC unknown"}[self.ecc]
-        others = "other processes unknown"
+        others = "other processes: unknown"
         if self.others is not None:
-            others = f"{len(self.others)} other processes with {sum(self.others) / GB:.1f} GB"
+            others = f"other processes: {len(self.others)} with {sum(self.others) / GB:.1f} GB"
         model = f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
         return f"{self.driver}; {model}\n{self.free / GB:.1f} of {self.total / GB:.1f} GB free, {ecc}, {others}"
 

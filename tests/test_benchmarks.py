@@ -450,7 +450,7 @@ def test_the_card_is_described_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["gpu"], found["peak"], found["ecc"]) == ("NVIDIA RTX A5000", 111, True)
     assert found["said"].startswith(
         "NVIDIA driver 560.35.03, CUDA 12.6; NVIDIA RTX A5000, compute capability 8.6\n"
-        "22.0 of 24.1 GB free, ECC on, 1 other processes with 1.0 GB\npython 3."
+        "22.0 of 24.1 GB free, ECC on, other processes: 1 with 1.0 GB\npython 3."
     )
     fake_gpu.Gpu(cuda=0).install(monkeypatch)
     assert gpu.describe("cuda")["unavailable"] == (

@@ -32,7 +32,7 @@ def test_the_card_in_two_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     cuda.main()
     assert capsys.readouterr().out == (
         "NVIDIA driver 560.35.03, CUDA 12.6; NVIDIA RTX A5000, compute capability 8.6\n"
-        "22.0 of 24.1 GB free, ECC on, 3 other processes with 1.2 GB\n"
+        "22.0 of 24.1 GB free, ECC on, other processes: 3 with 1.2 GB\n"
     )
     assert nvml.opened == 0
 
@@ -55,7 +55,7 @@ def test_without_nvml_the_kernel_says_the_drivers_version(
     Gpu().install(monkeypatch, nvml)
     assert str(cuda.card()) == (
         "NVIDIA driver 560.35.03, CUDA 12.6; NVIDIA RTX A5000, compute capability 8.6\n"
-        "23.1 of 24.1 GB free, ECC unknown, other processes unknown"
+        "23.1 of 24.1 GB free, ECC unknown, other processes: unknown"
     )
 
 
