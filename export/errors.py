@@ -14,6 +14,8 @@ ExportError
 ├── CheckpointUnreadable  a file of weights is missing, cut off, or no state dict
 ├── StateUnfit            weights that do not belong into a network
 ├── EngineUnavailable     TensorRT or a GPU is not there, or of another version
+│   └── GpuUnavailable    no NVIDIA GPU, or a driver that is too old
+├── GpuFailed             the GPU has no memory left, or refused a call
 ├── EngineFailed          TensorRT could not build an engine
 └── ServerUnavailable     a Triton does not answer, or lacks the models
 """
@@ -112,6 +114,20 @@ class EngineUnavailable(ExportError):
 
     def __init__(self, why: str, hint: str) -> None:
         super().__init__(f"no TensorRT engine can be built here: {why}. {hint}")
+
+
+class GpuUnavailable(EngineUnavailable):
+    """No GPU that CUDA can use: what was found, and what is needed. Raised before any work."""
+
+    def __init__(self, found: str, needed: str) -> None:
+        ExportError.__init__(self, f"no GPU can be used: {found}; {needed}")
+
+
+class GpuFailed(ExportError):
+    """The GPU has no memory left, or refused a call. why: goes on after its subject, the GPU."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the GPU {why}")
 
 
 class EngineFailed(ExportError):

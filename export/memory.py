@@ -5,7 +5,7 @@
 Weights are the bytes of the files; activations are the peak of the tensors that are alive at once at the largest batch,
 counted through the graph in its own order, no memory shared between input and output of a node, and for ONNX Runtime
 times what its arena was measured to hold of it. What a driver and libraries take is an allowance, not a measurement.
-The card is the one that torch sees, or an RTX A5000. Exit code 1 if the sum does not fit.
+It is held against what is free on this machine's card, or against an RTX A5000. Exit code 1 if it does not fit.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, shape_inference
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from export import cuda
 from export.bundle import data_file
-from export.errors import ExportError, GraphUnfit
+from export.errors import ExportError, GpuUnavailable, GraphUnfit
 from export.repository import ONNX, TENSORRT, served_graphs, served_models
 from export.triton_config import BATCH_PROFILES, CUDA_GRAPHS_SHARE, INSTANCES
 from lipserve import contract
 
 GB = 1e9
-CARD = 24 * GB  # an RTX A5000; its 24 564 MiB are 25.8 of these
+CARD = 23_028 << 20  # bytes of an RTX A5000 with ECC on; without ECC it has 24 564 MiB
 ALLOWANCE = 1.5 * GB  # driver context, kernels of cuDNN and cuBLAS, Triton's pools: not counted, assumed
 CONVOLUTION_WORKSPACE = 0.5 * GB  # per model, what cuDNN or a TensorRT tactic may ask for: assumed
 
@@ -131,23 +133,26 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def card() -> float:
-    """Bytes of the first GPU that torch sees; without torch or a GPU, of the smallest card that this is made for."""
+def card() -> tuple[float, str]:
+    """Bytes that are free on this machine's GPU, and words about it; without one, of the smallest card that this is
+    made for. Raises GpuFailed."""
     try:
-        import torch
-    except ImportError:
-        return CARD
-    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else CARD
+        found = cuda.card()
+    except GpuUnavailable as error:
+        return float(CARD), f"an RTX A5000 with ECC, {CARD / GB:.1f} GB, since {error}"
+    return float(found.free), str(found)
 
 
 def print_budget(console: Console, files: Mapping[str, Path], target: str, size: float | None = None) -> bool:
-    """The table, and a line if that is too much; whether it fits. size: bytes of a card, by default of the one here."""
-    size = size or card()
+    """The table, and a line if that is too much; whether it fits. size: bytes, by default those free on this card."""
+    if size is None:
+        size, words = card()
+        console.print(f"held against {escape(words)}")
     shares = budget(files, target)
     console.print(budget_table(shares, target, size))
     fits = total(shares) <= size
     if not fits:
-        console.print(f"[red]does not fit[/red] a card of {size / GB:.1f} GB; {_less(files, target, total(shares))}")
+        console.print(f"[red]does not fit[/red] into {size / GB:.1f} GB; {_less(files, target, total(shares))}")
     return fits
 
 
@@ -177,14 +182,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--profile", default="musetalk-v15")
     parser.add_argument("--target", default="onnx", choices=("onnx", TENSORRT))
     parser.add_argument("--models-dir", type=Path, default=Path("models"))
-    parser.add_argument("--card-gb", type=float, help="of 10^9 bytes; the card's own by default")
+    parser.add_argument("--card-gb", type=float, help="of 10^9 bytes; by default what is free on the card that is here")
     args = parser.parse_args(words)
     console = Console()
     try:
         files = served_graphs(args.models_dir, args.profile, args.target)
         fits = print_budget(console, files, args.target, args.card_gb and args.card_gb * GB)
     except ExportError as error:
-        console.print(f"[red]refused:[/red] {error}")
+        console.print(f"[red]refused:[/red] {escape(str(error))}")
         raise SystemExit(1) from error
     if not fits:
         raise SystemExit(1)

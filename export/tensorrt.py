@@ -5,8 +5,9 @@ An engine is of one GPU model, one TensorRT version, one graph and its batch pro
     models/<profile>/engines/unet-nvidia-rtx-a5000-10.5.0-1a2b3c4d5e6f.plan
 
 The network is strongly typed: TensorRT computes each tensor in the type that the graph gives it, so the graph's float32
-islands stay islands. INT8 and FP8 engines are not built: INT8 needs calibration on real speech and real faces, and
-others have measured FP8 to be slower on this UNet. `tensorrt` and `torch` are imported by the functions that need them.
+islands stay islands. INT8 and FP8 engines are not built: INT8 needs calibration on real speech and real faces; Ampere
+has no FP8 at all, and on cards that have it others measured it to be slower on this UNet. Needs no torch; `tensorrt` is
+imported by the functions that need it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export import cuda
 from export.bundle import Bundle, data_file
 from export.errors import EngineFailed, EngineUnavailable
 from export.gate import Check, Reference, hold
@@ -27,9 +29,6 @@ from export.operators import require_operators
 from export.repository import served_models
 from export.triton_config import BATCH_PROFILES
 from lipserve import contract
-
-if TYPE_CHECKING:
-    import torch
 
 TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 TENSORRT_VERSION = "10.5.0"  # of that image: a plan runs on the TensorRT that built it and on no other
@@ -45,7 +44,6 @@ def require_tensorrt() -> None:
     """Raises EngineUnavailable, before any work, unless TensorRT in Triton's version and a GPU are there."""
     try:
         import tensorrt
-        import torch
     except ImportError as exc:
         how = f"Install it: pip install -e '.[export]' {PACKAGE}"
         raise EngineUnavailable(f"Python has no {exc.name}", how) from exc
@@ -55,8 +53,7 @@ def require_tensorrt() -> None:
             f"TensorRT is {version}, and {TRITON_IMAGE} runs plans of {TENSORRT_VERSION} only",
             f"Install that: pip install {PACKAGE}",
         )
-    if not torch.cuda.is_available():
-        raise EngineUnavailable("torch sees no NVIDIA GPU", "An engine is built on the model of GPU that will run it.")
+    cuda.card()
 
 
 def build_engines(folder: Path, bundle: Bundle, say: Callable[[str], None]) -> dict[str, Path]:
@@ -146,7 +143,7 @@ class Engine:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise self._failed("there is no memory for an execution context")
-        self._stream: torch.cuda.Stream | None = None
+        self._stream = cuda.Stream()
         self._profile = -1
 
     @property
@@ -160,36 +157,26 @@ class Engine:
         return int(self._engine.device_memory_size)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]], profile: int = 0) -> NDArray[np.generic]:
-        """The model's output for a batch of its inputs by name, each (n, ...)."""
-        import torch
-
-        inputs = {name: torch.from_numpy(np.ascontiguousarray(feed)).cuda() for name, feed in feeds.items()}
-        answer: NDArray[np.generic] = self.run_on_gpu(inputs, profile).cpu().numpy()
-        return answer
-
-    def run_on_gpu(self, inputs: Mapping[str, torch.Tensor], profile: int = 0) -> torch.Tensor:
-        """The same with tensors that are on the GPU already; returns when the output is there. Raises EngineFailed."""
-        import torch
-
+        """The model's output for a batch of its inputs by name, each (n, ...). Raises EngineFailed and GpuFailed."""
         (tensor,) = self.model.outputs
-        n = len(next(iter(inputs.values())))
-        output = torch.empty((n, *tensor.shape), dtype=getattr(torch, tensor.dtype), device="cuda")
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream: Any = self._stream
-        stream.wait_stream(torch.cuda.current_stream())
+        output = cuda.DeviceArray((len(next(iter(feeds.values()))), *tensor.shape), tensor.dtype)
+        self.run_on_gpu({name: cuda.DeviceArray.of(feed) for name, feed in feeds.items()}, output, profile)
+        return output.numpy()
+
+    def run_on_gpu(self, inputs: Mapping[str, cuda.DeviceArray], output: cuda.DeviceArray, profile: int = 0) -> None:
+        """The same between arrays on the GPU; returns when the output is there."""
+        stream, (tensor,) = self._stream, self.model.outputs
         if profile != self._profile:
-            done = self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+            done = self._context.set_optimization_profile_async(profile, stream.handle)
             self._require(done, f"optimisation profile {profile} cannot be set")
             self._profile = profile
         for name, values in inputs.items():
-            shape = tuple(values.shape)
+            shape = values.shape
             self._require(self._context.set_input_shape(name, shape), f"profile {profile} takes no {name} of {shape}")
-            self._require(self._context.set_tensor_address(name, values.data_ptr()), f"it has no input {name}")
-        self._require(self._context.set_tensor_address(tensor.name, output.data_ptr()), f"it has no {tensor.name}")
-        self._require(self._context.execute_async_v3(stream.cuda_stream), "the engine did not run")
+            self._require(self._context.set_tensor_address(name, values.pointer), f"it has no input {name}")
+        self._require(self._context.set_tensor_address(tensor.name, output.pointer), f"it has no {tensor.name}")
+        self._require(self._context.execute_async_v3(stream.handle), "the engine did not run")
         stream.synchronize()
-        return output
 
     def _require(self, done: bool, otherwise: str) -> None:
         if not done:
@@ -226,9 +213,8 @@ def engine_hash(graph: Path, profiles: Profiles) -> str:
 def _machine() -> str:
     """The GPU and the TensorRT here, as part of a file name."""
     import tensorrt
-    import torch
 
-    gpu = re.sub(r"[^a-z0-9]+", "-", str(torch.cuda.get_device_name()).lower()).strip("-")
+    gpu = re.sub(r"[^a-z0-9]+", "-", cuda.card().name.lower()).strip("-")
     return f"{gpu}-{tensorrt.__version__}"
 
 
