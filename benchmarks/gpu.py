@@ -47,13 +47,16 @@ from lipserve import contract
 
 Feeds = dict[str, NDArray[np.generic]]
 
-STAGES = ("unet", "sd-vae", "taesd")  # what is timed
+STAGES = ("unet", "sd-vae", "sd-vae-lower", "taesd")  # what is timed
 ENCODER = "encoder"  # is held to its bounds as well; it runs once per avatar
+SUMS = "reference sums"  # what the lower decoder takes of an avatar frame
 MODELS = {
     "unet": contract.UNET,
     "sd-vae": contract.VAE_DECODER,
+    "sd-vae-lower": contract.LOWER_DECODER,
     "taesd": contract.VAE_DECODER,
     ENCODER: contract.VAE_ENCODER,
+    SUMS: contract.REFERENCE_SUMS,
 }
 BACKENDS = ("torch eager", "onnxruntime", "tensorrt", "torch.compile")
 GATE_BATCHES = (1, 4, 5, 8, 16, 32)
@@ -114,7 +117,7 @@ class Step:
 
 def plan(backends: list[str], url: str | None) -> list[Step]:
     """All steps in their order: what decides first, cheap ones before dear ones."""
-    small = (ENCODER, "taesd", "sd-vae")  # in this order: the last one's FP16 takes the encoder's float32 along
+    small = (ENCODER, "taesd", "sd-vae", "sd-vae-lower")  # in this order: the VAE's FP16 takes its float32 along
     steps = [
         Step("weights", "", (), 10),  # everything else needs them
         Step("reference", "", (), 8),
@@ -302,7 +305,7 @@ def be_child(args: argparse.Namespace) -> None:
     if args.child == "card":
         say(**describe(device))
     elif args.child == "weights":
-        write_weights(args.folder, "small" if args.rehearse else "full")
+        write_weights(args.folder, "narrow" if args.rehearse else "full")
     elif args.child == "reference":
         write_references(args.folder, device)
     elif args.child == "graphs":
@@ -410,9 +413,12 @@ def write_references(folder: Path, device: str) -> None:
 
     face_latents = computed(ENCODER, torch.from_numpy(pictures))
     latents = computed("unet", torch.from_numpy(noise), face_latents)
+    sums = computed(SUMS, face_latents[:, contract.LATENT_CHANNELS :])
     for stage in STAGES[1:]:
-        drawn = computed(stage, latents)
-        kept = Reference(pictures, noise, face_latents.numpy(), latents.numpy(), drawn.numpy())
+        lower = MODELS[stage] is contract.LOWER_DECODER
+        drawn = computed(stage, latents, *([sums] if lower else []))
+        made = (pictures, noise, face_latents.numpy(), latents.numpy(), drawn.numpy())
+        kept = Reference(*made, sums.numpy() if lower else None)
         reference_folder(folder, stage).mkdir(exist_ok=True)
         kept.save(reference_folder(folder, stage))
         say(
@@ -457,9 +463,13 @@ def write_one(folder: Path, stage: str, path: Path) -> None:
     from export.bundle import data_file
     from export.half import halve
     from export.onnx_graphs import write_graph
+    from export.plain import fold_timestep, write_attention_out
 
     graph, fresh = stages(folder).pop(stage), folder / "fresh" / path.name
     fresh.parent.mkdir(exist_ok=True)
+    if stage == "unet":
+        fold_timestep(graph.module.unet)
+    write_attention_out(graph.module)
     if stage != ENCODER:
         halve(graph.module)
     write_graph(graph, fresh, "random", folded=True)
@@ -481,6 +491,7 @@ def first_line(error: Exception) -> str:
 def stages(folder: Path) -> dict[str, Any]:
     """What is measured, by stage: a graph with its module, float32. Read once; who takes one out has it alone."""
     from export import musetalk
+    from export.lower import LowerDecoder, NormSums
     from export.modules import FaceDecoder, FaceEncoder, UNetStep
     from export.onnx_graphs import Graph
 
@@ -489,8 +500,10 @@ def stages(folder: Path) -> dict[str, Any]:
     modules = {
         "unet": UNetStep(networks.unet),
         "sd-vae": FaceDecoder(networks.vae),
+        "sd-vae-lower": LowerDecoder(networks.vae),
         "taesd": FaceDecoder(networks.decoder),
         ENCODER: FaceEncoder(networks.vae),
+        SUMS: NormSums(networks.vae),
     }
     return {stage: Graph(MODELS[stage], module) for stage, module in modules.items()}
 

@@ -147,7 +147,7 @@ def _heads(tokens: Tensor, attention: Attention, *last: int) -> Tensor:
 def write_attention_out(network: nn.Module) -> None:
     """Give every attention of the network the plain processor, and its scale, 1/√d, to the weights of the query."""
     for attention in network.modules():
-        if not isinstance(attention, Attention):
+        if not isinstance(attention, Attention) or isinstance(attention.processor, PlainAttention):
             continue
         unusual = (attention.norm_q, attention.norm_k, attention.spatial_norm, attention.norm_cross)
         if any(part is not None for part in unusual):
