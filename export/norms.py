@@ -64,4 +64,4 @@ def _chain(first: NodeProto, users: dict[str, list[NodeProto]]) -> list[NodeProt
 
 
 def _casts(node: NodeProto, to: int) -> bool:
-    return node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == to
+    return node.op_type == "Cast" and bool(helper.get_node_attr_value(node, "to") == to)
