@@ -1,6 +1,7 @@
 """How fast the networks are on this GPU, backend by backend: UNet, both decoders, and the two one after another.
 
-    pip install -e '.[export]' tensorrt-cu12==10.5.0
+    pip install -e '.[export,tensorrt]' \\
+        --extra-index-url https://pypi.nvidia.com tensorrt-cu12-bindings==10.5.0 tensorrt-cu12-libs==10.5.0
     pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu
     python benchmarks/gpu.py --folder DIR [--minutes 9] [--batches 1,2,4,8,16,32]
 
@@ -349,7 +350,7 @@ def engine(folder: Path, stage: str, model: contract.Model, device: str) -> Runn
     from export.tensorrt import PACKAGE, Engine, keep, kept_or_built
 
     try:
-        import tensorrt  # noqa: F401
+        import tensorrt_bindings  # noqa: F401
     except ImportError:
         raise SystemExit(f"tensorrt is not installed: pip install {PACKAGE}") from None
     path, plan = kept_or_built(folder / "engines", model, folder / f"{stage}.onnx", ENGINE_PROFILES, lambda words: None)

@@ -637,21 +637,34 @@ def test_the_card_is_the_one_that_torch_sees(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_tensorrt_nothing_is_begun(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
     options = ["--models-dir", str(copied), "--model-repository", str(tmp_path / "repository")]
     result = run("--target", "tensorrt", "--profile", V15, *options)
     assert result.exit_code == 1
     said = " ".join(result.output.split())
-    assert "Python has no tensorrt" in said and f"tensorrt-cu12=={tensorrt.TENSORRT_VERSION}" in said
+    assert "Python has no tensorrt_bindings" in said and f"tensorrt-cu12-bindings=={tensorrt.TENSORRT_VERSION}" in said
     assert not (copied / V15).exists() and not (tmp_path / "repository").exists()
 
 
 def test_another_tensorrt_or_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", module(__version__="10.16.1.11"))
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.16.1.11"))
     with pytest.raises(EngineUnavailable, match=r"TensorRT is 10\.16\.1\.11, and .*24\.10-py3 runs plans of 10\.5\.0"):
         tensorrt.require_tensorrt()
-    monkeypatch.setitem(sys.modules, "tensorrt", module(__version__="10.5.0"))
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.5.0"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineUnavailable, match="sees no NVIDIA GPU"):
+        tensorrt.require_tensorrt()
+
+
+def test_plans_are_for_the_triton_whose_tensorrt_the_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tensorrt.serving_triton() == (tensorrt.TRITON_IMAGE, tensorrt.TENSORRT_VERSION)
+    monkeypatch.setattr(tensorrt, "TAKEN_FROM", tmp_path / "triton-image")
+    (tmp_path / "triton-image").write_text("nvcr.io/nvidia/tritonserver:25.07-py3 10.11.0\n")
+    assert tensorrt.serving_triton() == ("nvcr.io/nvidia/tritonserver:25.07-py3", "10.11.0")
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.5.0"))
+    with pytest.raises(EngineUnavailable, match=r"10\.5\.0, and .*25\.07-py3 runs plans of 10\.11\.0 only\. Build the"):
+        tensorrt.require_tensorrt()
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.11.0.33"))
     with pytest.raises(EngineUnavailable, match="sees no NVIDIA GPU"):
         tensorrt.require_tensorrt()
 
@@ -698,7 +711,7 @@ def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path, monkeypatch:
     index = helper.make_tensor("i", TensorProto.INT64, [], [0])
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], [index])), tmp_path / "unet.onnx")
     files = {model.name: tmp_path / "unet.onnx" for model in SERVED}
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # it is said on any machine
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)  # it is said on any machine
     with pytest.raises(EngineFailed, match=r"'unet': its parser takes no SequenceAt, SplitToSequence.*target onnx"):
         tensorrt.build_engines(tmp_path, bundle.Bundle(files, "x"), print)
 
@@ -720,7 +733,7 @@ def test_operators_are_counted_in_subgraphs_and_by_domain(tmp_path: Path) -> Non
 
 
 def module(**names: Any) -> Any:
-    fake: Any = ModuleType("tensorrt")
+    fake: Any = ModuleType("tensorrt_bindings")
     vars(fake).update(names)
     return fake
 
@@ -776,7 +789,7 @@ def test_an_engine_is_built_for_every_batch_profile_with_the_timings_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, timings = FakeTensorRT(), tmp_path / "engines/gpu.timing"
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     profiles = [(1, 8, 32), (1, 1, 4)]
     for _ in range(2):
         assert tensorrt.build(contract.VAE_DECODER, tmp_path / "vae_decoder.onnx", timings, profiles) == b"plan"
@@ -792,10 +805,10 @@ def test_timings_of_another_device_are_left_aside(tmp_path: Path, monkeypatch: p
     timings = tmp_path / "gpu.timing"
     timings.write_bytes(b"another's")
     fake = FakeTensorRT(foreign=b"another's")
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     tensorrt.build(contract.UNET, tmp_path / "unet.onnx", timings, [(1, 8, 32)])
     assert fake.timings == [b"another's", b""] and timings.read_bytes() == b"timings"
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(cached=False).module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", FakeTensorRT(cached=False).module)
     assert tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "none", [(1, 8, 32)]) == b"plan"
     assert not (tmp_path / "none").exists()
 
@@ -807,7 +820,7 @@ def test_timings_of_another_device_are_left_aside(tmp_path: Path, monkeypatch: p
 def test_an_engine_that_fails_says_so_and_points_to_the_onnx_target(
     fake: FakeTensorRT, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     with pytest.raises(EngineFailed, match=f"no engine of 'unet': {said}.*--target onnx"):
         tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "gpu.timing", [(1, 8, 32)])
     assert list(tmp_path.iterdir()) == []
@@ -817,7 +830,7 @@ def test_an_engine_that_fails_says_so_and_points_to_the_onnx_target(
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     """A GPU and TensorRT, as far as building goes."""
     fake = FakeTensorRT()
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA RTX A5000")
     return fake
