@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export import pipeline
@@ -53,7 +54,7 @@ def main(
                 console.print(error_table(check for graph in written for check in graph.checks))
             bundle = pipeline.publish(models_dir, profile, target, model_repository, status.update)
     except ExportError as error:
-        console.print(f"[red]refused:[/red] {error}")
+        console.print(f"[red]refused:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
     console.print(file_table(bundle))
     console.print(f"weights id {bundle.weights_id}, written to {model_repository / target}")

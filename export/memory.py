@@ -19,6 +19,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, shape_inference
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export.bundle import data_file
@@ -184,7 +185,7 @@ def main(words: list[str] | None = None) -> None:
         files = served_graphs(args.models_dir, args.profile, args.target)
         fits = print_budget(console, files, args.target, args.card_gb and args.card_gb * GB)
     except ExportError as error:
-        console.print(f"[red]refused:[/red] {error}")
+        console.print(f"[red]refused:[/red] {escape(str(error))}")
         raise SystemExit(1) from error
     if not fits:
         raise SystemExit(1)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export.arena import graphs
@@ -79,7 +80,7 @@ def main(words: list[str] | None = None) -> None:
         console.print(table)
         require_operators(files)
     except ExportError as error:
-        console.print(f"[red]refused:[/red] {error}")
+        console.print(f"[red]refused:[/red] {escape(str(error))}")
         raise SystemExit(1) from error
     console.print("TensorRT's parser takes them all")
 

@@ -56,7 +56,9 @@ def require_tensorrt() -> None:
         import torch
     except ImportError as exc:
         how = f"The export's image has it; outside of it: pip install -e '.[export,tensorrt]' {PACKAGE}"
-        raise EngineUnavailable(f"Python has no {exc.name}", how) from exc
+        missing = isinstance(exc, ModuleNotFoundError)
+        what = f"Python has no {exc.name}" if missing else f"TensorRT cannot be loaded ({exc})"
+        raise EngineUnavailable(what, how) from exc
     version, (image, wanted) = str(tensorrt.__version__), serving_triton()
     if not f"{version}.".startswith(f"{wanted}."):
         raise EngineUnavailable(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -643,7 +644,20 @@ def test_without_tensorrt_nothing_is_begun(copied: Path, tmp_path: Path, monkeyp
     assert result.exit_code == 1
     said = " ".join(result.output.split())
     assert "Python has no tensorrt_bindings" in said and f"tensorrt-cu12-bindings=={tensorrt.TENSORRT_VERSION}" in said
+    assert "'.[export,tensorrt]'" in said
     assert not (copied / V15).exists() and not (tmp_path / "repository").exists()
+
+
+def test_bindings_without_their_libraries_are_refused_with_the_librarys_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the wheel of bindings does where libnvinfer is not."""
+    said = "libnvinfer.so.10: cannot open shared object file"
+    (tmp_path / "tensorrt_bindings.py").write_text(f"raise ImportError({said!r}, name='tensorrt')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt_bindings", raising=False)
+    with pytest.raises(EngineUnavailable, match=rf"cannot be loaded \({re.escape(said)}\)\. .*tensorrt-cu12-libs"):
+        tensorrt.require_tensorrt()
 
 
 def test_another_tensorrt_or_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
