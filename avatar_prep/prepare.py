@@ -6,7 +6,7 @@ disk one by one. `progress` is called often; what it raises (Cancelled, say) end
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -120,7 +120,7 @@ def finish(draft: Path, about: About, fps: int, footage: Footage, regions: NDArr
     """Write the preview and, last, avatar.json."""
     info = AvatarInfo(
         avatar_id=about.avatar_id,
-        prepared_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        prepared_at=datetime.now(UTC).isoformat(timespec="seconds"),
         source=about.source.encode(errors="replace").decode(),  # a name on disk may be any bytes
         source_sha256=about.source_sha256,
         parameters=about.parameters,

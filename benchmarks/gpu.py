@@ -1,6 +1,7 @@
 """What a card does with the networks: are its answers right, how much memory do they take, how fast are they.
 
-    pip install -e '.[export]' tensorrt-cu12==10.5.0
+    pip install -e '.[export,tensorrt]' \\
+        --extra-index-url https://pypi.nvidia.com tensorrt-cu12-bindings==10.5.0 tensorrt-cu12-libs==10.5.0
     pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu
     python benchmarks/gpu.py --folder DIR [--minutes 9] [--batches 1,2,4,8,16,32] [--url HOST:PORT]
 
@@ -187,7 +188,7 @@ def orchestrate(args: argparse.Namespace, folder: Path, ends: float) -> int:
         return 2
     machine = described[0]
     print(machine.pop("said"), flush=True)
-    installed = {"onnxruntime": find_spec("onnxruntime"), "tensorrt": find_spec("tensorrt")}
+    installed = {"onnxruntime": find_spec("onnxruntime"), "tensorrt": find_spec("tensorrt_bindings")}
     found = Found(machine, [], {name: "is not installed" for name, spec in installed.items() if spec is None})
     steps = plan([backend for backend in BACKENDS if backend not in found.missing], args.url)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -365,7 +366,7 @@ def peak(name: str) -> int | None:
 def versions() -> dict[str, str]:
     """Of what is compared, by the name of its package; empty where it is not installed."""
     found = {}
-    for package in ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "diffusers", "onnx"):
+    for package in ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt-cu12-bindings", "diffusers", "onnx"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,24 +1,40 @@
-# The export, on the Triton image that will serve what it writes: an engine runs on the TensorRT that built it, and on no
-# other. Built from the repository's root.
+# The export: checked graphs, and engines built by the TensorRT that will run them. Built from the repository's root; why
+# it is made like this: docs/decisions/0019-the-export-image.md.
 ARG TRITON_IMAGE
-FROM ${TRITON_IMAGE}
-RUN apt-get update && apt-get install -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/* \
- && python3 -m venv /opt/export
+FROM ${TRITON_IMAGE} AS triton
+ARG TRITON_IMAGE
+COPY deploy/tensorrt-libraries.sh /
+RUN /tensorrt-libraries.sh "${TRITON_IMAGE}" /tensorrt
+
+FROM python:3.11.15-slim-bookworm
+# PyTorch's own index has the build for the CPU; PyPI's torch brings CUDA 13, which wants a driver of 580 or later.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+# libcuda is the host's: the NVIDIA Container Toolkit brings it in when a container starts.
+COPY --from=triton /tensorrt /opt/tensorrt
+RUN echo /opt/tensorrt > /etc/ld.so.conf.d/tensorrt.conf && ldconfig \
+ && ! ldd /opt/tensorrt/lib*.so* | grep 'not found' | grep -v 'libcuda\.so'
 WORKDIR /build
+COPY deploy/export.constraints.txt constraints.txt
+RUN pip install --no-deps --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md LICENSE ./
 COPY lipserve lipserve
 COPY gateway gateway
 COPY avatar_prep avatar_prep
 COPY export export
-COPY deploy/export.constraints.txt constraints.txt
-# torch with CUDA: it traces the networks on the CPU, and holds the tensors that engines are tried on
-RUN /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[export]'
-# TensorRT's Python half, in exactly the version and for the CUDA of this image
-RUN set -eu; \
-    library="$(ls /usr/lib/x86_64-linux-gnu/libnvinfer.so.*.*.*)"; \
-    /opt/export/bin/pip install --no-cache-dir --disable-pip-version-check \
-      "tensorrt-cu${CUDA_VERSION%%.*}==${library##*.so.}.*"
-ENV ORT_DISABLE_TELEMETRY=1
+RUN pip install -c constraints.txt '.[export,models,tensorrt]' "$(cat /opt/tensorrt/bindings)"
+COPY deploy/export-entrypoint.sh /usr/local/bin/export-entrypoint
+# Whoever runs it may have no name here and no home: torch asks for the one, numba and others for the other.
+ENV USER=export \
+    HOME=/tmp \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /srv/lipserve
-ENTRYPOINT ["/opt/export/bin/python", "-m", "export"]
+USER 1000:1000
+ENTRYPOINT ["export-entrypoint"]
 CMD ["--target", "tensorrt", "--profile", "musetalk-v15"]

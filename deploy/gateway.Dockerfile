@@ -1,5 +1,6 @@
-# The gateway: neither torch nor a Triton in it. Built from the repository's root.
-FROM python:3.11-slim-bookworm AS build
+# The gateway: neither torch nor a Triton in it. Built from the repository's root. Its base is pinned to a release by its
+# tag, not to a digest: nobody could check one where this was written.
+FROM python:3.11.15-slim-bookworm AS build
 WORKDIR /build
 RUN python -m venv /opt/lipserve
 COPY pyproject.toml README.md LICENSE ./
@@ -10,7 +11,7 @@ RUN /opt/lipserve/bin/pip install --no-cache-dir --disable-pip-version-check .
 RUN /opt/lipserve/bin/python -c "from pathlib import Path; from lipserve.fetch import FACE_MODELS, fetch; \
 fetch(FACE_MODELS, Path('/srv/lipserve/models'))"
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11.15-slim-bookworm
 COPY --from=build /opt/lipserve /opt/lipserve
 COPY --from=build /srv/lipserve /srv/lipserve
 # What speaks text scripts, unless LIPSERVE_TTS says otherwise.

@@ -18,6 +18,7 @@ import numpy as np
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 
 from export.errors import ExportError, ServerUnavailable
 from export.gate import Check, Reference, bounds_of, error_table, measured
@@ -42,7 +43,7 @@ def main(words: list[str] | None = None) -> None:
         for check in checks:
             check.require()
     except ExportError as error:
-        console.print(f"[red]refused:[/red] {error}")
+        console.print(f"[red]refused:[/red] {escape(str(error))}")
         raise SystemExit(1) from error
 
 

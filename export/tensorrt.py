@@ -6,8 +6,8 @@ An engine is of one GPU model, one TensorRT version, one graph and its batch pro
 
 The network is strongly typed: TensorRT computes each tensor in the type that the graph gives it, so the graph's float32
 islands stay islands. INT8 and FP8 engines are not built: INT8 needs calibration on real speech and real faces; Ampere
-has no FP8 at all, and on cards that have it others measured it to be slower on this UNet. Needs no torch; `tensorrt` is
-imported by the functions that need it.
+has no FP8 at all, and on cards that have it others measured it to be slower on this UNet. Needs no torch;
+`tensorrt_bindings` is imported by the functions that need it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ from export.triton_config import BATCH_PROFILES
 from lipserve import contract
 
 TRITON_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
-TENSORRT_VERSION = "10.5.0"  # of that image: a plan runs on the TensorRT that built it and on no other
-PACKAGE = f"tensorrt-cu12=={TENSORRT_VERSION}"
+TENSORRT_VERSION = "10.5.0"
+# By name: the package tensorrt-cu12, which brings both, runs pip inside pip. The libraries are on NVIDIA's own index.
+PACKAGE = (
+    "--extra-index-url https://pypi.nvidia.com "
+    f"tensorrt-cu12-bindings=={TENSORRT_VERSION} tensorrt-cu12-libs=={TENSORRT_VERSION}"
+)
+# In the export's image its build has written there which image TensorRT was taken out of, and the version.
+TAKEN_FROM = Path("/opt/tensorrt/triton-image")
 
 WORKSPACE = 4 << 30  # bytes a tactic may ask for while it is tried
 HASH_DIGITS = 12
@@ -43,17 +49,27 @@ Profiles = Sequence[tuple[int, int, int]]  # (smallest, optimal, largest) batch 
 def require_tensorrt() -> None:
     """Raises EngineUnavailable, before any work, unless TensorRT in Triton's version and a GPU are there."""
     try:
-        import tensorrt
+        import tensorrt_bindings as tensorrt  # of the wheel alone: the name tensorrt is that of tensorrt-cu12
     except ImportError as exc:
-        how = f"Install it: pip install -e '.[export]' {PACKAGE}"
-        raise EngineUnavailable(f"Python has no {exc.name}", how) from exc
-    version = str(tensorrt.__version__)
-    if not version.startswith(f"{TENSORRT_VERSION}.") and version != TENSORRT_VERSION:
+        how = f"The export's image has it; outside of it: pip install -e '.[export,tensorrt]' {PACKAGE}"
+        missing = isinstance(exc, ModuleNotFoundError)
+        what = f"Python has no {exc.name}" if missing else f"TensorRT cannot be loaded ({exc})"
+        raise EngineUnavailable(what, how) from exc
+    version, (image, wanted) = str(tensorrt.__version__), serving_triton()
+    if not f"{version}.".startswith(f"{wanted}."):
         raise EngineUnavailable(
-            f"TensorRT is {version}, and {TRITON_IMAGE} runs plans of {TENSORRT_VERSION} only",
-            f"Install that: pip install {PACKAGE}",
+            f"TensorRT is {version}, and {image} runs plans of {wanted} only",
+            "Build the export's image anew, or, outside of it: pip install " + PACKAGE,
         )
     cuda.card()
+
+
+def serving_triton() -> tuple[str, str]:
+    """The Triton image that plans are built for, and the version of its TensorRT, as 10.5.0."""
+    if not TAKEN_FROM.is_file():
+        return TRITON_IMAGE, TENSORRT_VERSION
+    image, version = TAKEN_FROM.read_text().split()
+    return image, version
 
 
 def build_engines(folder: Path, bundle: Bundle, say: Callable[[str], None]) -> dict[str, Path]:
@@ -86,7 +102,7 @@ def kept_or_built(
 
 def build(model: contract.Model, graph: Path, timings: Path, profiles: Profiles) -> bytes:
     """Build a plan with these optimisation profiles; `timings` is read and written. Raises EngineFailed."""
-    import tensorrt as trt
+    import tensorrt_bindings as trt
 
     log = _log(trt)
     builder = trt.Builder(log)
@@ -132,7 +148,7 @@ class Engine:
     """A plan on the GPU, with an execution context of its own."""
 
     def __init__(self, model: contract.Model, plan: bytes) -> None:
-        import tensorrt as trt
+        import tensorrt_bindings as trt
 
         self.model = model
         self._log = _log(trt)
@@ -212,7 +228,7 @@ def engine_hash(graph: Path, profiles: Profiles) -> str:
 
 def _machine() -> str:
     """The GPU and the TensorRT here, as part of a file name."""
-    import tensorrt
+    import tensorrt_bindings as tensorrt
 
     gpu = re.sub(r"[^a-z0-9]+", "-", cuda.card().name.lower()).strip("-")
     return f"{gpu}-{tensorrt.__version__}"

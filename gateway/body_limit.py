@@ -37,7 +37,7 @@ class BodyLimit:
                 raise refusal
             try:
                 message = await asyncio.wait_for(receive(), IDLE_SECONDS)
-            except asyncio.TimeoutError as exc:
+            except TimeoutError as exc:
                 raise BodyRefused(UploadStalled("The request's body stopped coming.", "Send it again.")) from exc
             if message["type"] == "http.request":
                 complete = not message.get("more_body", False)

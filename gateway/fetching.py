@@ -11,7 +11,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +196,7 @@ class _CheckedNetwork(httpcore.NetworkBackend):
         while True:
             try:
                 return answer.result(self._clock.left(SLICE))
-            except FutureTimeout:
+            except TimeoutError:
                 continue
             except socket.gaierror as exc:
                 if exc.errno == socket.EAI_AGAIN:

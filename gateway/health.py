@@ -58,7 +58,7 @@ class TritonWatch:
             self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
         try:
             return await asyncio.wait_for(asyncio.shield(self._asking), LIMIT)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return TritonState()
 
     def _ask(self) -> TritonState:

@@ -15,7 +15,7 @@ import secrets
 from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -146,7 +146,7 @@ def add(file: Path, name: str) -> str:
         if any(key.name == name for key in keys):
             raise InvalidParameter(f"There is a key {name!r} already.", "Choose another name, or remove it first.")
         secret = MARK + secrets.token_urlsafe(32)
-        added_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        added_at = datetime.now(UTC).isoformat(timespec="seconds")
         _write(file, [*keys, Key(name=name, sha256=_hash(secret), added_at=added_at)])
     return secret
 

@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Condition, Event
@@ -127,7 +127,7 @@ class PictureAvatars:
         with self._changed:
             return [
                 Kept(
-                    datetime.fromtimestamp(self._last_used(avatar_id), timezone.utc),
+                    datetime.fromtimestamp(self._last_used(avatar_id), UTC),
                     self._size(avatar_id),
                     None if avatar_id in self._used else partial(self._expire, avatar_id),
                 )

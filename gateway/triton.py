@@ -7,16 +7,14 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from threading import Event, Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
-from typing_extensions import Self
 
 from gateway.metrics import Metrics
 from gateway.shared_memory import OFFSETS, SLOT_BYTES, Slot, SlotPool, exists, is_ours, remove_stale, tensor_bytes
@@ -317,7 +315,7 @@ class Batch:
         while True:
             try:
                 return self._future.result(WAIT_STEP)
-            except FutureTimeout as exc:
+            except TimeoutError as exc:
                 if cancelled is not None and cancelled.is_set():
                     raise Cancelled("The request was cancelled.") from exc
                 if self._shared and time.monotonic() > until:  # over gRPC the call has a deadline of its own

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -87,7 +87,7 @@ class Uploads:
                     size=size,
                     sha256=digest,
                     media_type=media_type(draft, what),
-                    created_at=datetime.now(timezone.utc),
+                    created_at=datetime.now(UTC),
                 )
                 self._publish(upload, draft)
         except BaseException:
@@ -135,7 +135,7 @@ class Uploads:
 
     def expire(self, older_than: datetime | None = None) -> int:
         """Delete what is older than the retention, or than a given time; how many that were."""
-        limit = older_than or datetime.now(timezone.utc) - self._retention
+        limit = older_than or datetime.now(UTC) - self._retention
         old = [upload for upload in self.list() if upload.created_at < limit]
         for upload in old:
             self._remove(upload.id)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ DEMO = Path(__file__).parent.parent / "demo"
 DEMO_SPEECH = DEMO / "speech.flac"
 
 
-class DemoAvatar(str, Enum):
+class DemoAvatar(StrEnum):
     """The bundled people."""
 
     lisa = "lisa"

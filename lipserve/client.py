@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from typing_extensions import Self, TypedDict, Unpack
 
 from lipserve.api import AvatarList, AvatarSummary, ErrorBody, JobList, JobState, JobView, Report
 from lipserve.avatar import AvatarInfo

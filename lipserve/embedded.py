@@ -19,8 +19,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from typing_extensions import Self
+from typing import Self
 
 from lipserve.claims import abandoned, claim
 from lipserve.errors import LipserveError, ModelsMissing, TritonDidNotStart
@@ -33,6 +32,7 @@ STOP_TIMEOUT = 10.0  # seconds, then SIGKILL
 RESTART_DELAYS = (0.5, 1, 2, 5, 10)  # seconds before the n-th restart in a row; the last one repeats
 STABLE_AFTER = 60.0  # seconds of life after which a crash counts as the first again
 KEEP_LOG_BYTES = 20_000_000  # an older log beyond this is set aside as .1
+STUBS = ("3.11", "3.12", "3.13")  # the Python versions that both we and the wheel's Python backend run on
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "lipserve_"  # of our Tritons' regions, before what is one server's own
 CLAIM = ".lock"  # ends the name of the file whose lock says that a server's regions have an owner
@@ -158,6 +158,8 @@ class EmbeddedTriton:
                 f"There is no model in {self._repository}.",
                 "Make them: python -m export --target cpu --profile demo",
             )
+        self._backends()
+        self._libraries()
 
     def _backends(self) -> Path:
         """The backend folder for this Python: the backend's library, and beside it the stub of our minor version."""
@@ -165,7 +167,8 @@ class EmbeddedTriton:
         stub = self._files / "python_backend_stubs" / version / "triton_python_backend_stub"
         if not stub.is_file():
             raise ModelsMissing(
-                f"Triton's Python backend has no stub for Python {version}.", "Use Python 3.10 to 3.13."
+                f"The embedded Triton's Python backend has no stub for Python {version}.",
+                f"Use Python {' or '.join(STUBS)}, or a Triton elsewhere: LIPSERVE_TRITON_URL.",
             )
         folder = self._files / f"backends-{version}" / "python"
         folder.mkdir(parents=True, exist_ok=True)

@@ -404,7 +404,7 @@ def test_an_engine_is_held_at_every_batch_and_its_memory_is_counted(
 ) -> None:
     """On a stand-in of CUDA and TensorRT, whose plan doubles half of the face latents but spoils no frame."""
     card = fake_gpu.Gpu().install(monkeypatch, fake_gpu.nvml())
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_gpu.tensorrt(card))
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake_gpu.tensorrt(card))
     monkeypatch.setattr(tensorrt, "build", lambda *given: fake_gpu.plan([(1, 8, 32)], scale=2))
     monkeypatch.setattr(gpu, "MIXED_SECONDS", 0.05)
     known = reference(4)
@@ -490,7 +490,7 @@ def test_the_whole_way_from_the_card_to_the_result(
         return [], ""
 
     monkeypatch.setattr(gpu, "child", child)
-    monkeypatch.setattr(gpu, "find_spec", lambda name: None if name == "tensorrt" else name)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None if name == "tensorrt_bindings" else name)
     args = SimpleNamespace(url=None)
     assert gpu.orchestrate(args, tmp_path, time.monotonic() + 600) == code  # type: ignore[arg-type]
     said = capsys.readouterr().out

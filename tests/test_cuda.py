@@ -116,7 +116,7 @@ def test_what_cannot_be_used_is_said_in_a_sentence(
     with pytest.raises(SystemExit) as ended:
         cuda.main()
     assert (ended.value.code, capsys.readouterr().out) == (1, f"refused: no GPU can be used: {said}\n")
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_gpu.tensorrt(gpu))
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake_gpu.tensorrt(gpu))
     with pytest.raises(GpuUnavailable):
         tensorrt.require_tensorrt()
 
@@ -198,7 +198,7 @@ def feeds(n: int) -> dict[str, Any]:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu().install(monkeypatch, fake_gpu.nvml())
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_gpu.tensorrt(gpu))
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake_gpu.tensorrt(gpu))
     return gpu
 
 

@@ -5,10 +5,14 @@ speak of exist.
 """
 
 import inspect
+import os
 import re
 import shutil
 import subprocess
+import tempfile
+import tomllib
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,11 @@ from packaging.version import Version
 from samples import tone, write_sound
 
 from export import cli
+from export.gate import HEADROOM
 from export.profiles import DECODERS, UNETS
 from export.repository import TARGETS
-from export.tensorrt import PACKAGE, TRITON_IMAGE
+from export.tensorrt import PACKAGE, TAKEN_FROM, TENSORRT_VERSION, TRITON_IMAGE
+from gateway.shared_memory import FOLDER, KEPT_FREE, SLOT_BYTES
 from lipserve.embedded import EmbeddedTriton
 from lipserve.settings import Settings
 
@@ -32,6 +38,9 @@ COMPOSE = ROOT / "docker-compose.yml"
 EXAMPLE = ROOT / ".env.example"
 CONSTRAINTS = ROOT / "deploy/export.constraints.txt"
 RECIPES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
+NVENC, PORTS = ROOT / "deploy/nvenc.yml", ROOT / "deploy/triton-ports.yml"
+EXPORT_RECIPE = ROOT / "deploy/export.Dockerfile"
+LIBRARIES, ENTRYPOINT = ROOT / "deploy/tensorrt-libraries.sh", ROOT / "deploy/export-entrypoint.sh"
 
 # Triton's, where there is a GPU: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md
 GPU_METRICS = {
@@ -43,6 +52,7 @@ GPU_METRICS = {
     "nv_energy_consumption",
 }
 
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (Debian's gcc)")
 needs_compose = pytest.mark.skipif(
     shutil.which("docker-compose") is None, reason="needs docker-compose (Debian's package of that name)"
 )
@@ -56,12 +66,22 @@ def compose(env_file: Path, *more: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def services() -> dict[str, Any]:
-    """As docker-compose understands the file with the example's values."""
-    done = compose(EXAMPLE)
+def understood(*more: Path, env_file: Path = EXAMPLE) -> dict[str, Any]:
+    """As docker-compose understands the file, and more, with the example's values."""
+    done = compose(env_file, *more)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    found: dict[str, Any] = yaml.safe_load(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    return understood()
+
+
+@pytest.fixture(scope="module")
+def services(whole: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = whole["services"]
     return found
 
 
@@ -93,12 +113,60 @@ def test_a_key_that_is_there_twice_is_noticed() -> None:
 
 
 @needs_compose
-def test_tritons_ports_open_on_this_machine_only_and_only_if_asked_for() -> None:
-    done = compose(EXAMPLE, ROOT / "deploy/triton-ports.yml")
-    assert done.returncode == 0, done.stderr
-    found = yaml.safe_load(done.stdout)["services"]
-    assert found["triton"]["ports"] == ["127.0.0.1:8001:8001/tcp", "127.0.0.1:8002:8002/tcp"]
-    assert found["triton"]["image"] == TRITON_IMAGE
+@pytest.mark.parametrize("more", [(PORTS,), (NVENC, PORTS)], ids=["ports", "ports and nvenc"])
+def test_tritons_ports_open_on_this_machine_only_and_only_if_asked_for(more: tuple[Path, ...]) -> None:
+    found = understood(*more)
+    triton = found["services"]["triton"]
+    assert triton["ports"] == ["127.0.0.1:8001:8001/tcp", "127.0.0.1:8002:8002/tcp"]
+    assert triton["image"] == TRITON_IMAGE
+    # Docker opens no port of a container that is on internal networks alone.
+    assert sorted(triton["networks"]) == ["inference", "measuring"]
+    assert not (found["networks"]["measuring"] or {}).get("internal")
+    assert set(found["services"]["export"]["networks"]) == {"default", "measuring"}  # asks it as triton:8001
+
+
+@needs_compose
+def test_triton_is_alone_with_the_gateway_and_prometheus(whole: dict[str, Any]) -> None:
+    networks = {name: set(service.get("networks", {"default"})) for name, service in whole["services"].items()}
+    assert networks["triton"] == {"inference"} and whole["networks"]["inference"]["internal"] is True
+    assert {name for name, there in networks.items() if "inference" in there} == {"triton", "gateway", "prometheus"}
+    assert not (whole["networks"]["outside"] or {}).get("internal")
+    for name, service in whole["services"].items():  # a port is opened, and a name found, where both are
+        assert "ports" not in service or "outside" in networks[name], name
+    assert networks["grafana"] & networks["prometheus"] and networks["prometheus"] & networks["gateway"]
+
+
+@needs_compose
+def test_batches_can_lie_in_memory_that_triton_and_the_gateway_see(whole: dict[str, Any]) -> None:
+    for name in ("triton", "gateway"):
+        service = whole["services"][name]
+        (volume,) = [volume for volume in service["volumes"] if target(volume) == str(FOLDER)]
+        assert volume["source"] == "shared-memory" and volume["volume"]["nocopy"] is True
+        assert "shm_size" not in service and "ipc" not in service
+        assert service["user"] == "10001:10001"  # a region is its owner's alone
+    assert "--uid 10001" in recipe_of(whole["services"]["gateway"])
+    options = whole["volumes"]["shared-memory"]["driver_opts"]
+    assert options == {"type": "tmpfs", "device": "tmpfs", "o": "size=1g,mode=1777"}
+    settings = Settings()
+    slots = settings.max_concurrent_syncs * (settings.batches_in_flight + 1)
+    assert slots * SLOT_BYTES + KEPT_FREE < 2**30 // 4  # and eight times as many calls at once
+
+
+@needs_compose
+def test_the_gpus_encoder_is_the_gateways_with_one_more_file() -> None:
+    gateway = understood(NVENC)["services"]["gateway"]
+    (device,) = gateway["deploy"]["resources"]["reservations"]["devices"]
+    # Docker gives a container the driver's libraries of the capabilities that are named: NVENC opens libcuda, too.
+    assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu", "compute", "video"]}
+    assert gateway["environment"]["LIPSERVE_VIDEO_ENCODER"] == "h264_nvenc"
+    assert gateway["environment"]["LIPSERVE_TRITON_URL"] == "triton:8001"
+    assert "deploy" not in understood()["services"]["gateway"]
+
+
+def test_the_gateways_ffmpeg_has_the_gpus_encoder() -> None:
+    import av
+
+    assert "h264_nvenc" in av.codec.codecs_available
 
 
 def test_the_documented_triton_can_be_measured() -> None:
@@ -106,8 +174,28 @@ def test_the_documented_triton_can_be_measured() -> None:
     for file in ("docs/gpu.md", "README.md"):
         text = (ROOT / file).read_text()
         assert "benchmarks/ensemble.py --url localhost:8001" in text and "deploy/triton-ports.yml" in text, file
-        assert "export.served --url localhost:8001" in text, file
+        assert "python -m export.served --url triton:8001" in text, file
+    assert "export.served --url localhost:8001" in (ROOT / "docs/gpu.md").read_text()
     assert "-p 127.0.0.1:8001:8001 -p 127.0.0.1:8002:8002" in (ROOT / "docs/gpu.md").read_text()
+
+
+@needs_compose
+@pytest.mark.parametrize("file", ["README.md", "docs/gpu.md"])
+def test_the_documented_compose_commands_name_files_and_services_that_there_are(file: str) -> None:
+    text = (ROOT / file).read_text().replace("\\\n", " ")
+    commands = [
+        line.split("#")[0].split("|")[0].split() for line in text.splitlines() if line.startswith("docker compose ")
+    ]
+    assert len(commands) >= 7
+    for words in commands:
+        options = [word for word in words[2:] if word.startswith("-")]
+        files = [ROOT / words[index + 1] for index, word in enumerate(words) if word == "-f"]
+        assert set(options) <= {"-f", "-d", "-m", "--profile", "--rm", "--url", "--quiet"}, words
+        known = understood(*[path for path in files if path != COMPOSE])["services"].keys()
+        (verb,) = {"build", "config", "run", "up", "logs", "exec", "stop", "restart"} & set(words[2:])
+        given = [word for word in words[words.index(verb) + 1 :] if not word.startswith("-")]
+        assert set(given[:1]) <= known, words
+        assert verb != "run" or "--profile export" in " ".join(words), words
 
 
 def test_the_exports_image_has_versions_that_pyproject_allows() -> None:
@@ -145,7 +233,7 @@ def test_the_gateway_gets_settings_that_are_settings(services: dict[str, Any], m
     assert settings.triton_metrics_url == "http://triton:8002/metrics"
     mounts = {target(volume) for volume in services["gateway"]["volumes"]}
     folders = {settings.avatars_dir, settings.work_dir, settings.storage_dir, settings.models_dir / settings.profile}
-    assert {str(folder) for folder in folders} == mounts
+    assert {str(folder) for folder in folders} | {str(FOLDER)} == mounts
     for folder in (settings.avatars_dir, settings.work_dir, settings.storage_dir):  # volumes take its owner
         assert re.search(rf"install -d -o lipserve -g lipserve .*{folder}\b", recipe_of(services["gateway"]))
 
@@ -162,7 +250,9 @@ def target(volume: Any) -> str:
 
 def test_every_variable_is_in_the_example_and_every_setting_there_has_its_default() -> None:
     text = COMPOSE.read_text()
-    asked = set(re.findall(r"\$\{([A-Z_]+)", text)) | set(re.findall(r"^ +(LIPSERVE_[A-Z_]+):$", text, re.MULTILINE))
+    asked = set(re.findall(r"\$\{([A-Z_]+)", text)) | set(
+        re.findall(r"^ +((?:LIPSERVE|HF)_[A-Z_]+):$", text, re.MULTILINE)
+    )
     shown = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
     assert asked == set(shown)
     for name, value in shown.items():
@@ -175,7 +265,7 @@ def test_every_setting_is_passed_to_the_gateway_or_has_no_place_there() -> None:
     embedded = {"model_repository", "lazy_load", "unload_idle_seconds"} | {
         f"triton_{port}_port" for port in ("http", "grpc", "metrics")
     }
-    not_there = {"media_dir", "video_encoder"}  # nothing is mounted, and the GPU is Triton's
+    not_there = {"media_dir"}  # nothing is mounted
     text = COMPOSE.read_text() + (ROOT / "deploy/gateway.Dockerfile").read_text()
     passed = {name.lower() for name in re.findall(r"LIPSERVE_([A-Z_]+)[:=]", text)}
     assert passed == set(Settings.model_fields) - embedded - not_there
@@ -214,27 +304,174 @@ def test_images_are_pinned_and_the_export_builds_for_the_triton_that_serves(serv
     assert services["export"]["build"]["args"]["TRITON_IMAGE"] == services["triton"]["image"]
     for recipe in RECIPES:
         for image in re.findall(r"^FROM (\S+)", recipe.read_text(), re.MULTILINE):
-            assert image == "${TRITON_IMAGE}" or re.search(r":\d+\.\d+", image), recipe
+            assert image in ("${TRITON_IMAGE}", "python:3.11.15-slim-bookworm"), recipe
 
 
 @needs_compose
 def test_the_export_is_called_with_what_it_takes(services: dict[str, Any]) -> None:
-    command = services["export"]["command"]
-    given = dict(zip(command[::2], command[1::2], strict=True))
-    assert given.keys() == {"--target", "--profile", "--decoder"}
+    given = dict(word.split("=") for word in services["export"]["command"])
+    assert given.keys() == {"--target", "--profile", "--decoder", "--headroom"}
     assert given["--target"] in TARGETS and given["--profile"] in UNETS and given["--decoder"] in DECODERS
+    assert float(given["--headroom"]) == HEADROOM
     mounts = {target(volume) for volume in services["export"]["volumes"]}
     defaults = inspect.signature(cli.main).parameters
     folders = {str(Path("/srv/lipserve") / defaults[name].default) for name in ("models_dir", "model_repository")}
     assert mounts == folders and "WORKDIR /srv/lipserve\n" in recipe_of(services["export"])
 
 
+@needs_compose
+def test_what_the_export_writes_is_not_roots(services: dict[str, Any], tmp_path: Path) -> None:
+    assert services["export"]["user"] == "1000:1000"
+    (tmp_path / "env").write_text(EXAMPLE.read_text() + "\nEXPORT_USER=1234:99\n")
+    assert understood(env_file=tmp_path / "env")["services"]["export"]["user"] == "1234:99"
+    text = EXPORT_RECIPE.read_text()
+    assert "USER 1000:1000\n" in text
+    # Of a user that the image does not know, torch asks the name, and numba and others the home.
+    assert written_in(EXPORT_RECIPE) | {"USER": "export", "HOME": "/tmp", "NUMBA_CACHE_DIR": "/tmp/numba"} == (
+        written_in(EXPORT_RECIPE)
+    )
+
+
+def entered(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The export image's entry point in `folder`, as nobody, with commands that say how they were called."""
+    (folder / "bin").mkdir()
+    for name in ("python", "lipserve"):
+        (folder / "bin" / name).write_text('#!/bin/sh\necho "$(basename "$0")" "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
+    folder.chmod(0o755)
+    environment = {"PATH": f"{folder}/bin:/usr/bin:/bin"}
+    as_nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+    return subprocess.run(
+        ["/bin/sh", "-s", "--", *words],
+        input=ENTRYPOINT.read_text(),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        **as_nobody,  # type: ignore[call-overload]
+    )
+
+
+@pytest.fixture
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the image's folders are, writable; any user may look into it, as into no folder of pytest's."""
+    with tempfile.TemporaryDirectory(prefix="lipserve-entry-") as name:
+        for folder in ("models", "model_repository"):
+            (Path(name) / folder).mkdir()
+            (Path(name) / folder).chmod(0o777)
+        yield Path(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "ran"),
+    [
+        (("--target=onnx", "--profile=musetalk-v15"), "python -m export --target=onnx --profile=musetalk-v15"),
+        ((), "python -m export"),
+        (("lipserve", "models", "fetch", "taesd"), "lipserve models fetch taesd"),
+        (("python", "-m", "export.memory"), "python -m export.memory"),
+    ],
+)
+def test_the_export_image_runs_the_export_or_a_command(words: tuple[str, ...], ran: str, mounted: Path) -> None:
+    done = entered(mounted, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{ran}\n", "")
+
+
+def test_a_folder_of_somebody_elses_is_refused_in_a_sentence(mounted: Path) -> None:
+    (mounted / "models").chmod(0o555)
+    done = entered(mounted, "--target=onnx")
+    assert done.returncode == 1 and done.stdout == ""
+    owner, group = os.getuid(), os.getgid()
+    assert f"may not write to models, which belongs to {owner}:{group}: set EXPORT_USER in .env" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def triton_image(tmp_path: Path) -> Path:
+    """Libraries as a Triton image has them, of the names and with the links that matter, by the C compiler."""
+    system, cuda = tmp_path / "system", tmp_path / "cuda"
+    for folder in (system, cuda / "lib64"):
+        folder.mkdir(parents=True)
+    for name in ("libcudart.so.12", "libcublas.so.12", "libcuda.so.1"):
+        compiled(cuda / "lib64" / name, f"int {name.split('.')[0]}() {{ return 1; }}")
+    (cuda / "lib64/libcudart.so.12").rename(cuda / "lib64/libcudart.so.12.6.77")
+    (cuda / "lib64/libcudart.so.12").symlink_to("libcudart.so.12.6.77")
+    called = "int libcublas(); int libcuda(); int all() { return libcublas() + libcuda(); }"
+    for name in ("libnvinfer", "libnvinfer_plugin", "libnvinfer_builder_resource", "libnvonnxparser"):
+        compiled(system / f"{name}.so.10.5.0", called, cuda / "lib64/libcublas.so.12", cuda / "lib64/libcuda.so.1")
+        (system / f"{name}.so.10").symlink_to(f"{name}.so.10.5.0")
+    (system / "libc10.so").touch()
+    return tmp_path
+
+
+def compiled(library: Path, source: str, *linked: Path) -> None:
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-x", "none", f"-Wl,-soname,{library.name}", "-o", library]
+    subprocess.run([*command, *linked], input=source, text=True, check=True, capture_output=True)
+
+
+def taken(root: Path, image: str = TRITON_IMAGE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [LIBRARIES, image, root / "taken", root / "system", root / "cuda"],
+        env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(root / "cuda/lib64")},
+        capture_output=True,
+        text=True,
+    )
+
+
+@needs_cc
+def test_the_image_takes_tensorrt_and_its_version_out_of_tritons(triton_image: Path) -> None:
+    done = taken(triton_image)
+    assert done.returncode == 0, done.stderr
+    libraries = ("libnvinfer", "libnvinfer_plugin", "libnvinfer_builder_resource", "libnvonnxparser")
+    found = {path.name: path.is_symlink() for path in (triton_image / "taken").iterdir()}
+    assert found == {f"{name}.so.10": True for name in libraries} | {
+        f"{name}.so.10.5.0": False for name in libraries
+    } | {
+        "libcudart.so.12": False,
+        "libcublas.so.12": False,  # linked with; and libcuda is the host's driver's
+        "triton-image": False,
+        "bindings": False,
+    }
+    assert (triton_image / "taken/triton-image").read_text() == f"{TRITON_IMAGE} {TENSORRT_VERSION}\n"
+    assert (triton_image / "taken/bindings").read_text() == f"tensorrt-cu12-bindings=={TENSORRT_VERSION}.*\n"
+
+
+@needs_cc
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("system/libnvonnxparser.so.10.5.0", "has not one libnvonnxparser.so with a whole version"),
+        ("cuda/lib64/libcudart.so.12", "has no libcudart.so"),
+    ],
+)
+def test_an_image_without_a_library_ends_the_build(triton_image: Path, gone: str, said: str) -> None:
+    (triton_image / gone).unlink()
+    (triton_image / "cuda/lib64/libcudart.so.12.6.77").unlink()
+    done = taken(triton_image)
+    assert done.returncode == 1 and not (triton_image / "taken").exists()
+    assert done.stderr.startswith(f"no TensorRT can be taken out of {TRITON_IMAGE}: ") and said in done.stderr
+
+
+def test_the_exports_recipe_takes_torch_for_the_cpu_and_tensorrt_by_name() -> None:
+    text = EXPORT_RECIPE.read_text()
+    (index,) = re.findall(r"^ARG TORCH_INDEX=(\S+)$", text, re.MULTILINE)
+    assert index == "https://download.pytorch.org/whl/cpu"
+    assert "torch==2.13.0+cpu" in CONSTRAINTS.read_text().splitlines()
+    first, second = re.findall(r"^RUN pip install (.*)$", text, re.MULTILINE)
+    assert first == '--no-deps --index-url "${TORCH_INDEX}" "$(grep \'^torch==\' constraints.txt)"'
+    assert second == "-c constraints.txt '.[export,models,tensorrt]' \"$(cat /opt/tensorrt/bindings)\""
+    assert str(TAKEN_FROM.parent) in text and "echo /opt/tensorrt > /etc/ld.so.conf.d/" in text
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [word for word in extras["tensorrt"] if "tensorrt" in word] == []  # not PyPI's, which download on their own
+
+
 def test_one_triton_is_named_everywhere() -> None:
     """Engines run on the TensorRT that built them, and the export refuses any other than this image's."""
     for file in ("docker-compose.yml", "docs/gpu.md"):
-        assert set(re.findall(r"nvcr\.io/\S+", (ROOT / file).read_text())) == {TRITON_IMAGE}, file
+        assert set(re.findall(r"nvcr\.io/nvidia/tritonserver\S+", (ROOT / file).read_text())) == {TRITON_IMAGE}, file
+    wanted = {f"tensorrt-cu12-{half}=={TENSORRT_VERSION}" for half in ("bindings", "libs")}
+    assert set(re.findall(r"tensorrt\S*==\S+", PACKAGE)) == wanted
     for file in ("docs/gpu.md", "benchmarks/gpu.py"):
-        assert set(re.findall(r"tensorrt-cu12==\S+", (ROOT / file).read_text())) == {PACKAGE}, file
+        assert set(re.findall(r"tensorrt\S*==[\d.]+", (ROOT / file).read_text())) == wanted, file
 
 
 @needs_compose
@@ -247,7 +484,7 @@ def test_what_is_mounted_out_of_the_repository_is_there(services: dict[str, Any]
                 assert Path(source).is_dir(), source
                 found.append(Path(source).relative_to(ROOT).as_posix())
     assert sorted(found) == ["deploy/grafana/dashboards", "deploy/grafana/provisioning", "deploy/prometheus"]
-    repository = {Path(v["source"]).parent.name for v in services["triton"]["volumes"]}
+    repository = {Path(v["source"]).parent.name for v in services["triton"]["volumes"] if v["type"] == "bind"}
     assert repository == {"model_repository"}
 
 

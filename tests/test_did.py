@@ -1,7 +1,7 @@
 """The D-ID mapping: what their clients send, what they are told. No server."""
 
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from lipserve.api import JobState
 
 AUDIO = {"type": "audio", "audio_url": "https://example.com/a.mp3"}
 FACE = "https://example.com/a.jpg"
-START = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
+START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 def given(script: dict[str, Any] = AUDIO, **more: Any) -> CreateTalk:

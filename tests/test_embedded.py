@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from load import tree
+from packaging.specifiers import SpecifierSet
 from processes import command_line, is_running, wait_for
 
 from lipserve import embedded as module
@@ -39,6 +42,20 @@ def test_missing_files_are_named_with_the_command_that_brings_them(exported: Pat
         EmbeddedTriton(exported / "model_repository/cpu", tmp_path, tmp_path).start()
     with pytest.raises(ModelsMissing, match="python -m export"):
         EmbeddedTriton(tmp_path, exported / "models", tmp_path).start()
+
+
+def test_a_python_without_a_stub_is_refused_and_those_with_one_are_named(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    there = {path.name for path in (exported / "models/tritonserver/python_backend_stubs").iterdir()}
+    assert set(module.STUBS) == {version for version in there if version in SpecifierSet(project["requires-python"])}
+    server = EmbeddedTriton(exported / "model_repository/cpu", exported / "models", tmp_path)
+    monkeypatch.setattr(module, "sys", SimpleNamespace(version_info=SimpleNamespace(major=3, minor=14)))
+    with pytest.raises(ModelsMissing, match=r"no stub for Python 3\.14") as caught:
+        server.start()
+    assert caught.value.hint == "Use Python 3.11 or 3.12 or 3.13, or a Triton elsewhere: LIPSERVE_TRITON_URL."
+    assert server.pid is None and not server.log_file.exists()
 
 
 def test_a_model_that_cannot_load_fails_the_start_with_the_log(exported: Path, tmp_path: Path) -> None:

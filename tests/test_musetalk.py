@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -657,23 +658,48 @@ def test_without_a_gpu_it_is_held_against_an_a5000_with_ecc(monkeypatch: pytest.
 
 
 def test_without_tensorrt_nothing_is_begun(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
     options = ["--models-dir", str(copied), "--model-repository", str(tmp_path / "repository")]
     result = run("--target", "tensorrt", "--profile", V15, *options)
     assert result.exit_code == 1
     said = " ".join(result.output.split())
-    assert "Python has no tensorrt" in said
-    assert f"pip install -e '.[export]' tensorrt-cu12=={tensorrt.TENSORRT_VERSION}" in said
+    assert "Python has no tensorrt_bindings" in said and f"tensorrt-cu12-bindings=={tensorrt.TENSORRT_VERSION}" in said
+    assert "'.[export,tensorrt]'" in said
     assert not (copied / V15).exists() and not (tmp_path / "repository").exists()
 
 
+def test_bindings_without_their_libraries_are_refused_with_the_librarys_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the wheel of bindings does where libnvinfer is not."""
+    said = "libnvinfer.so.10: cannot open shared object file"
+    (tmp_path / "tensorrt_bindings.py").write_text(f"raise ImportError({said!r}, name='tensorrt')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt_bindings", raising=False)
+    with pytest.raises(EngineUnavailable, match=rf"cannot be loaded \({re.escape(said)}\)\. .*tensorrt-cu12-libs"):
+        tensorrt.require_tensorrt()
+
+
 def test_another_tensorrt_or_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", module(__version__="10.16.1.11"))
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.16.1.11"))
     with pytest.raises(EngineUnavailable, match=r"TensorRT is 10\.16\.1\.11, and .*24\.10-py3 runs plans of 10\.5\.0"):
         tensorrt.require_tensorrt()
-    monkeypatch.setitem(sys.modules, "tensorrt", module(__version__="10.5.0"))
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.5.0"))
     fake_gpu.Gpu(count=fake_gpu.Error.cudaErrorNoDevice).install(monkeypatch)
     with pytest.raises(EngineUnavailable, match="no GPU can be used"):
+        tensorrt.require_tensorrt()
+
+
+def test_plans_are_for_the_triton_whose_tensorrt_the_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tensorrt.serving_triton() == (tensorrt.TRITON_IMAGE, tensorrt.TENSORRT_VERSION)
+    monkeypatch.setattr(tensorrt, "TAKEN_FROM", tmp_path / "triton-image")
+    (tmp_path / "triton-image").write_text("nvcr.io/nvidia/tritonserver:25.07-py3 10.11.0\n")
+    assert tensorrt.serving_triton() == ("nvcr.io/nvidia/tritonserver:25.07-py3", "10.11.0")
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.5.0"))
+    with pytest.raises(EngineUnavailable, match=r"10\.5\.0, and .*25\.07-py3 runs plans of 10\.11\.0 only\. Build the"):
+        tensorrt.require_tensorrt()
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.11.0.33"))
+    with pytest.raises(EngineUnavailable, match="sees no NVIDIA GPU"):
         tensorrt.require_tensorrt()
 
 
@@ -693,7 +719,7 @@ def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path, monkeypatch:
     index = helper.make_tensor("i", TensorProto.INT64, [], [0])
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], [index])), tmp_path / "unet.onnx")
     files = {model.name: tmp_path / "unet.onnx" for model in SERVED}
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # it is said on any machine
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)  # it is said on any machine
     with pytest.raises(EngineFailed, match=r"'unet': its parser takes no SequenceAt, SplitToSequence.*target onnx"):
         tensorrt.build_engines(tmp_path, bundle.Bundle(files, "x"), print)
 
@@ -715,7 +741,7 @@ def test_operators_are_counted_in_subgraphs_and_by_domain(tmp_path: Path) -> Non
 
 
 def module(**names: Any) -> Any:
-    fake: Any = ModuleType("tensorrt")
+    fake: Any = ModuleType("tensorrt_bindings")
     vars(fake).update(names)
     return fake
 
@@ -771,7 +797,7 @@ def test_an_engine_is_built_for_every_batch_profile_with_the_timings_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, timings = FakeTensorRT(), tmp_path / "engines/gpu.timing"
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     profiles = [(1, 8, 32), (1, 1, 4)]
     for _ in range(2):
         assert tensorrt.build(contract.VAE_DECODER, tmp_path / "vae_decoder.onnx", timings, profiles) == b"plan"
@@ -787,10 +813,10 @@ def test_timings_of_another_device_are_left_aside(tmp_path: Path, monkeypatch: p
     timings = tmp_path / "gpu.timing"
     timings.write_bytes(b"another's")
     fake = FakeTensorRT(foreign=b"another's")
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     tensorrt.build(contract.UNET, tmp_path / "unet.onnx", timings, [(1, 8, 32)])
     assert fake.timings == [b"another's", b""] and timings.read_bytes() == b"timings"
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(cached=False).module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", FakeTensorRT(cached=False).module)
     assert tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "none", [(1, 8, 32)]) == b"plan"
     assert not (tmp_path / "none").exists()
 
@@ -802,7 +828,7 @@ def test_timings_of_another_device_are_left_aside(tmp_path: Path, monkeypatch: p
 def test_an_engine_that_fails_says_so_and_points_to_the_onnx_target(
     fake: FakeTensorRT, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     with pytest.raises(EngineFailed, match=f"no engine of 'unet': {said}.*--target onnx"):
         tensorrt.build(contract.UNET, tmp_path / "unet.onnx", tmp_path / "gpu.timing", [(1, 8, 32)])
     assert list(tmp_path.iterdir()) == []
@@ -812,7 +838,7 @@ def test_an_engine_that_fails_says_so_and_points_to_the_onnx_target(
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     """A GPU and TensorRT, as far as building goes."""
     fake = FakeTensorRT()
-    monkeypatch.setitem(sys.modules, "tensorrt", fake.module)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake.module)
     fake_gpu.Gpu().install(monkeypatch, fake_gpu.nvml())
     return fake
 

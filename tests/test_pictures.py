@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -194,11 +194,11 @@ def test_retention_takes_those_that_are_free(pictures: PictureAvatars, tmp_path:
     retention = Retention(hours=1, max_bytes=2 * len(FILES) * 1000)
     retention.sources.append(pictures.kept)
     with use(pictures, picture(tmp_path, "a")):
-        assert retention.sweep(datetime.now(timezone.utc)) == 1  # b is the oldest that may go
+        assert retention.sweep(datetime.now(UTC)) == 1  # b is the oldest that may go
         assert set(kept(pictures)) == {ids[0], ids[2]}
         (used,) = (item for item in pictures.kept() if item.remove is None)
         assert used.size == len(FILES) * 1000
-        assert retention.sweep(datetime.now(timezone.utc) + timedelta(hours=2)) == 1
+        assert retention.sweep(datetime.now(UTC) + timedelta(hours=2)) == 1
         assert kept(pictures) == [ids[0]]
         (later,) = pictures.kept()
     (item,) = pictures.kept()

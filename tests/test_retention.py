@@ -1,7 +1,7 @@
 """What goes, and what stays: by age, by size, never what is in use."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from gateway.retention import Kept, Retention
 from gateway.work import Workers
 from lipserve.errors import JobNotFound, StorageFull
 
-NOON = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 
 def sweep(hours: float, max_bytes: float, items: list[tuple[float, int, bool]]) -> list[int]:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -235,7 +235,7 @@ def test_uploads_expire(uploads: Uploads, folder: Path) -> None:
     assert uploads.expire() == 0
     description = folder / f"{kept[1].id}.json"
     aged = json.loads(description.read_text())
-    aged["created_at"] = (datetime.now(timezone.utc) - timedelta(hours=25)).isoformat()
+    aged["created_at"] = (datetime.now(UTC) - timedelta(hours=25)).isoformat()
     description.write_text(json.dumps(aged))
     assert [upload.id for upload in uploads.list()] == [kept[1].id, kept[0].id, kept[2].id]  # the oldest first
     assert uploads.expire() == 1
@@ -250,7 +250,7 @@ def test_a_damaged_description_is_said_and_nothing_is_lost(content: str, uploads
     kept, other = keep(uploads), keep(uploads)
     (folder / f"{kept.id}.json").write_text(content)
     assert uploads.list() == [other]
-    assert uploads.expire(datetime.now(timezone.utc)) == 1  # the others still go in time
+    assert uploads.expire(datetime.now(UTC)) == 1  # the others still go in time
     with pytest.raises(LipserveError, match="damaged") as caught:
         uploads.open(kept.id, "anna")
     assert not isinstance(caught.value, BadMedia)

@@ -35,6 +35,7 @@ from lipserve.weights.manifest import (
     MODELS,
     PROFILES,
     SD_VAE,
+    UNET_V1,
     UNET_V15,
     WHISPER,
     HubFile,
@@ -109,6 +110,13 @@ def test_nothing_that_a_profile_requires_is_restricted() -> None:
     for profile in PROFILES:
         assert not set(profile.required) & set(profile.optional)
         assert [model.name for model in profile.required if model.licence.restriction] == []
+
+
+def test_musetalks_weights_are_shown_under_both_licences_with_the_places_that_name_them() -> None:
+    shown = UNET_V15.licence.name
+    assert UNET_V1.licence == UNET_V15.licence
+    assert "any purpose, also commercial (README of github.com/TMElyralab/MuseTalk)" in shown
+    assert "creativeml-openrail-m (model card of huggingface.co/TMElyralab/MuseTalk)" in shown
 
 
 @pytest.mark.parametrize("place", ["/etc/passwd", "../x", "a/../b", "a", "a/b/c"])

@@ -43,7 +43,7 @@ class MouthPainter:
         under *= (1 - self._shadow(shape, edges))[..., None]
         lips = self._lips(shape, edges)
         picture = mix(under, lips, np.clip(0.5 - edges.lips / (2.6 * soft), 0, 1))
-        opening = np.clip(0.5 - edges.inner / soft, 0, 1) * np.float32(min(1.0, shape.gap / soft))
+        opening = np.clip(0.5 - edges.inner / soft, 0, 1) * np.float32(min(1.0, float(shape.gap / soft)))
         picture = mix(picture, self._inside(shape, edges, mouth), opening)
         picture = mix(picture, self._lip * floats([0.10, 0.09, 0.20]), self._seam(shape, edges, mouth))
         np.copyto(skin, (np.sqrt(np.clip(picture, 0, 1)) * 255 + 0.5).astype(np.uint8))

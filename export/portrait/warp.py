@@ -76,7 +76,7 @@ class PoseWarp:
 
     def _coarse(self, u: Floats, v: Floats) -> tuple[Floats, Floats]:
         cells = np.float32(self._canvas // COARSE)
-        return (u + 1) / 2 * cells - np.float32(0.5), (v + 1) / 2 * cells - np.float32(0.5)
+        return floats((u + 1) / 2 * cells - 0.5), floats((v + 1) / 2 * cells - 0.5)
 
     def _fine(self, u: Floats, v: Floats) -> tuple[Floats, Floats]:
         scale = np.float32(self._canvas / 2)

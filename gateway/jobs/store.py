@@ -7,7 +7,7 @@ Everything here blocks, for milliseconds; safe to use from several threads.
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lipserve.api import ENDED, JobState
 from lipserve.errors import StorageForeign, StorageFull
 
 SCHEMA_VERSION = 1
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Time(sa.types.TypeDecorator[datetime]):

@@ -3,11 +3,11 @@
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange
-from typing_extensions import Self
 
 from lipserve.colour import U8, ColourTags, Planes, planes
 from lipserve.errors import EncoderUnavailable

@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import av
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from lipserve.errors import AudioDamaged, AudioTooLong, NotAudio
 from lipserve.media.kinds import MEDIA, stranger

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange
-from typing_extensions import Self
 
 from lipserve.colour import RGB, U8, ColourTags, planes
 from lipserve.errors import NotAVideo, VideoDamaged, VideoTooLarge

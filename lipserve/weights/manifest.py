@@ -123,7 +123,11 @@ FACE_PARSING_REVISION = "0073b233a5a3c4b1377d4dbf49245017938a72b5"
 
 MIT = Licence("MIT")
 APACHE = Licence("Apache-2.0")
-MUSETALK_LICENCE = Licence("any purpose, also commercial (MuseTalk's README)")
+# Its authors say two things in two places; the second also allows commercial use, and forbids harmful ones.
+MUSETALK_LICENCE = Licence(
+    "any purpose, also commercial (README of github.com/TMElyralab/MuseTalk); "
+    "creativeml-openrail-m (model card of huggingface.co/TMElyralab/MuseTalk)"
+)
 # The code of the three below is free; the weights or what they were trained on may not be.
 FACE_PARSING_LICENCE = Licence("MIT", "trained on CelebAMask-HQ, which is for non-commercial research only")
 S3FD_LICENCE = Licence("BSD-3-Clause", "trained on WIDER FACE, which was published for research")
