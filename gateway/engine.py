@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from avatar_prep.faces import FaceFinder
 from avatar_prep.imported import import_avatar
-from avatar_prep.prepare import Parameters, Progress, prepare
+from avatar_prep.prepare import MAX_BATCH_SIZE, Parameters, Progress, prepare
 from avatar_prep.source import Limits
 from gateway.audio import frame_count, recorded
 from gateway.avatars import AvatarCache
@@ -29,7 +29,7 @@ from gateway.timing import Stopwatch
 from gateway.triton import CONTROL_TIMEOUT, Batch, TritonClient
 from lipserve.avatar import Avatar, AvatarInfo
 from lipserve.colour import U8
-from lipserve.contract import LIPSYNC, MAX_BATCH_SIZE, MAX_FPS, MIN_FPS, VAE_ENCODER, Model, Priority
+from lipserve.contract import LIPSYNC, MAX_FPS, MIN_FPS, VAE_ENCODER, Model, Priority
 from lipserve.errors import (
     AvatarDamaged,
     AvatarNotFound,
@@ -58,7 +58,7 @@ class SyncRequest:
 
     avatar_id: str
     fps: int | None = None  # None: as configured, else the avatar's own
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int = DEFAULT_BATCH_SIZE  # frames at once: of more than the ensemble takes, as many as it takes
     padding: Padding = field(default_factory=Padding)
     pad_seconds: float = 0.0  # of silence after the sound
 
@@ -305,12 +305,13 @@ class Engine:
         asked for.
         """
         pending: deque[tuple[list[int], Batch]] = deque()
-        starts = iter(range(0, frames, batch_size))
+        most = min(batch_size, LIPSYNC.max_batch_size)
+        starts = iter(range(0, frames, most))
 
         def send() -> None:
             start = next(starts, None)
             if start is not None:
-                stop = min(start + batch_size, frames)
+                stop = min(start + most, frames)
                 indices = [avatar.index(frame, heard.fps) for frame in range(start, stop)]
                 batch = self.triton.batch(len(indices), self._priority)
                 pending.append((indices, batch))

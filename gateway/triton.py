@@ -111,10 +111,16 @@ class TritonClient:
             self.grpc.unload_model(name, unload_dependents=True, client_timeout=CONTROL_TIMEOUT)
 
     def encode_faces(self, crops: U8) -> NDArray[np.float16]:
-        """uint8 (n, 256, 256, 3) BGR to float16 (n, 8, 32, 32).
+        """uint8 (n, 256, 256, 3) BGR to float16 (n, 8, 32, 32), in batches of as many as the encoder takes at once.
 
         Raises TritonUnavailable, ServiceBusy or TritonFailed.
         """
+        most = VAE_ENCODER.max_batch_size
+        latents = [self._encoded(crops[start : start + most]) for start in range(0, len(crops), most)]
+        return latents[0] if len(latents) == 1 else np.concatenate(latents)
+
+    def _encoded(self, crops: U8) -> NDArray[np.float16]:
+        """One batch of them."""
         with self.translated():
             result = self.grpc.infer(
                 VAE_ENCODER.name,
@@ -126,8 +132,8 @@ class TritonClient:
         return np.asarray(result.as_numpy(FACE_LATENTS.name), np.float16)
 
     def batch(self, frames: int, priority: Priority = Priority.BATCH) -> "Batch":
-        """An empty batch for the ensemble, of 1 to MAX_BATCH_SIZE frames. A server whose models have no levels of
-        priority takes no notice of it.
+        """An empty batch for the ensemble, of 1 to LIPSYNC.max_batch_size frames. A server whose models have no
+        levels of priority takes no notice of it.
 
         Raises TritonUnavailable, and SharedMemoryUnusable if there must be shared memory and cannot be.
         """

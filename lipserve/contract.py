@@ -29,7 +29,6 @@ FACE_LATENT_CHANNELS = 2 * LATENT_CHANNELS  # masked 4, then reference 4
 MASKED_FROM_ROW = FACE_SIZE // 2  # rows 128..255 of the masked copy are black
 
 # -- serving ----------------------------------------------------------------------------------------------------------
-MAX_BATCH_SIZE = 32  # frames in one inference request, and in one batch at the server
 MIN_FPS, MAX_FPS = 1, 60  # frames per second, integer
 AVATAR_FORMAT = 1  # version of the avatar folder
 
@@ -57,11 +56,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """One model of the repository."""
+    """One model of the repository. `max_batch_size`: frames in one request, and in one batch at the server."""
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    max_batch_size: int
 
 
 AUDIO_FEATURES = Tensor("audio_features", "float16", (FEATURES_PER_FRAME, AUDIO_WIDTH))
@@ -70,16 +70,21 @@ LATENTS = Tensor("latents", "float16", (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZ
 FACES = Tensor("faces", "uint8", (FACE_SIZE, FACE_SIZE, 3))  # BGR
 CROPS = Tensor("crops", "uint8", (FACE_SIZE, FACE_SIZE, 3))  # BGR
 
-UNET = Model("unet", (AUDIO_FEATURES, FACE_LATENTS), (LATENTS,))
-VAE_DECODER = Model("vae_decoder", (LATENTS,), (FACES,))
-VAE_ENCODER = Model("vae_encoder", (CROPS,), (FACE_LATENTS,))
-LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS), (FACES,))  # the ensemble: unet, then vae_decoder
+# Larger batches take more of a card's memory and make nothing faster (docs/gpu.md); the encoder is in float32.
+FRAMES_AT_ONCE = 16
+CROPS_AT_ONCE = 8
+
+UNET = Model("unet", (AUDIO_FEATURES, FACE_LATENTS), (LATENTS,), FRAMES_AT_ONCE)
+VAE_DECODER = Model("vae_decoder", (LATENTS,), (FACES,), FRAMES_AT_ONCE)
+VAE_ENCODER = Model("vae_encoder", (CROPS,), (FACE_LATENTS,), CROPS_AT_ONCE)
+# The ensemble: unet, then vae_decoder.
+LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS), (FACES,), FRAMES_AT_ONCE)
 MODELS = (UNET, VAE_DECODER, VAE_ENCODER, LIPSYNC)
 
 # The audio encoder runs beside the gateway, not on Triton: one 30 s segment at a time.
 LOG_MEL = Tensor("log_mel", "float32", (N_MELS, SEGMENT_MEL_FRAMES))
 HIDDEN_STATES = Tensor("hidden_states", "float32", (SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH))
-AUDIO_ENCODER = Model("audio_encoder", (LOG_MEL,), (HIDDEN_STATES,))
+AUDIO_ENCODER = Model("audio_encoder", (LOG_MEL,), (HIDDEN_STATES,), 1)
 
 # Key, in every model's Triton parameters and in the audio encoder's ONNX metadata, of the weights' identity. An avatar
 # keeps the one it was prepared with: latents of one VAE mean nothing to another.
