@@ -22,12 +22,13 @@ from avatar_prep.source import Limits, open_source
 from avatar_prep.track import follow_largest
 from lipserve.avatar import REGION, AvatarInfo, sha256, write_info
 from lipserve.colour import U8, ColourTags, planes_to_bgr
-from lipserve.contract import FACE_LATENTS, FACE_SIZE, MAX_BATCH_SIZE, MAX_FPS, MIN_FPS
+from lipserve.contract import FACE_LATENTS, FACE_SIZE, MAX_FPS, MIN_FPS
 from lipserve.errors import InvalidParameter, NoFace
 from lipserve.store import require_space
 
 PREVIEW_SIDE = 512  # pixels, the longer side
 PREVIEW_QUALITY = 90  # of 100, JPEG
+MAX_BATCH_SIZE = 32  # what callers of MuseTalk may ask for; the networks' own limits stand in the contract
 
 # crops uint8 (n, 256, 256, 3) BGR to latents float16 (n, 8, 32, 32)
 EncodeFaces = Callable[[U8], NDArray[np.float16]]

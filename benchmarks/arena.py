@@ -6,8 +6,8 @@ The target `onnx` lets the arena extend as requested: it then holds a region for
 was free, and never gives one back. Memory patterns, the order of the batches and whether the batch axis has a name
 (export/arena.py) decide how many. All of that is ONNX Runtime's own and the same on a CPU, where this runs: MuseTalk's
 architecture with random weights, warmed in an order, then given a mix of other batches. In float32, since a CPU casts
-around whatever is FP16. A tensor's size is proportional to the batch, so a largest batch of 4 stands for 32; what
-convolutions borrow is the CPU's, not cuDNN's. At full size minutes a model. Prints a table, and RESULT with JSON.
+around whatever is FP16. A tensor's size is proportional to the batch, so a largest batch of 4 stands for a model's own;
+what convolutions borrow is the CPU's, not cuDNN's. At full size minutes a model. Prints a table, and RESULT with JSON.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("full", "small"), default="full")
     parser.add_argument("--model", choices=MODELS, action="append", help="only this one; all by default")
     parser.add_argument("--decoder", default="sd-vae", choices=("sd-vae", "taesd"))
-    parser.add_argument("--largest", type=int, default=4, help="batch in the place of 32")
+    parser.add_argument("--largest", type=int, default=4, help="batch in the place of a model's largest")
     parser.add_argument("--folder", type=Path, help="keeps weights and graphs; otherwise they are removed")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -102,8 +102,9 @@ def measured(folder: Path, size: str, decoder: str, name: str, args: argparse.Na
     unnamed = named.with_name(f"unnamed-{named.name}")
     write_unnamed(named, unnamed)
     alive = peak_activations(named, args.largest) / 1e6
-    sizes = sorted({max(1, args.largest * batch // 32) for batch in (1, 8, 16, 32)})
-    mixed = [max(1, args.largest * batch // 32) for batch in (5, 20, 16, 32, 12, 24, 8, 28, 32, 1)]
+    # Of the largest, in sixteenths: what warms the models of 16, those of 8 as if they had a half of theirs as well.
+    sizes = sorted({max(1, args.largest * share // 16) for share in (1, 8, 16)})
+    mixed = [max(1, args.largest * share // 16) for share in (3, 10, 8, 16, 6, 12, 4, 14, 16, 1)]
     rows = []
     for way in WAYS:
         order = sizes if way.ascending else sizes[::-1]

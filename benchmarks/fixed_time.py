@@ -47,7 +47,6 @@ from lipserve.contract import (
     AUDIO_WIDTH,
     FACE_SIZE,
     LIPSYNC,
-    MAX_BATCH_SIZE,
     N_LAYERS,
     SAMPLE_RATE,
     SEGMENT_STATES,
@@ -66,7 +65,7 @@ Row = dict[str, float | str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--milliseconds", type=float, default=20.0, help="service time of a batch")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=8, help="that is asked for, 1 to 32")
     parser.add_argument("--clients", default="1,8")
     parser.add_argument("--transports", default="on,off", help="values of LIPSERVE_SHARED_MEMORY, each measured")
     parser.add_argument("--preset", default=None, help="values of LIPSERVE_VIDEO_PRESET, each measured")
@@ -94,9 +93,10 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         host = {
             p: host_stages(settings.model_copy(update={"video_preset": p}), avatar, sound, scratch) for p in presets
         }
-        alone = {n: perf_analyzer(settings, triton, args.batch_size, n, scratch) for n in clients}
+        sent = min(args.batch_size, LIPSYNC.max_batch_size)  # what the service makes of a larger one
+        alone = {n: perf_analyzer(settings, triton, sent, n, scratch) for n in clients}
         transports = args.transports.split(",")
-        bare = {t: transport(settings, triton, avatar, t, args.batch_size, max(clients)) for t in transports}
+        bare = {t: transport(settings, triton, avatar, t, sent, max(clients)) for t in transports}
         rows: list[Row] = []
         for preset in presets:
             for way in transports:
@@ -149,7 +149,7 @@ def write_repository(models: Path, folder: Path, milliseconds_per_frame: float) 
         return ", ".join(f'{{ name: "{t.name}", data_type: TYPE_{t.triton_dtype}, dims: {list(t.shape)} }}' for t in of)
 
     (version.parent / "config.pbtxt").write_text(
-        render({"name": LIPSYNC.name, "backend": "python", "max_batch_size": MAX_BATCH_SIZE})
+        render({"name": LIPSYNC.name, "backend": "python", "max_batch_size": LIPSYNC.max_batch_size})
         + f"input [ {tensors(LIPSYNC.inputs)} ]\noutput [ {tensors(LIPSYNC.outputs)} ]\n"
         + "instance_group { kind: KIND_CPU, count: 1 }\n"
         + render({"parameters": [{"key": k, "value": {"string_value": v}} for k, v in parameters.items()]})
@@ -158,13 +158,13 @@ def write_repository(models: Path, folder: Path, milliseconds_per_frame: float) 
 
 
 def faces_of(avatar: Avatar) -> np.ndarray:
-    """uint8 (32, 256, 256, 3) BGR: the avatar's own, so that the encoder has what it usually has."""
+    """uint8 (16, 256, 256, 3) BGR: the avatar's own, so that the encoder has what it usually has."""
     faces = []
-    for index in np.flatnonzero(avatar.regions["has_face"])[:MAX_BATCH_SIZE]:
+    for index in np.flatnonzero(avatar.regions["has_face"])[: LIPSYNC.max_batch_size]:
         x1, y1, x2, y2 = avatar.regions[index]["face"]
         picture = cv2.cvtColor(avatar.frames[index], cv2.COLOR_YUV2BGR_I420)
         faces.append(cv2.resize(picture[y1:y2, x1:x2], (FACE_SIZE, FACE_SIZE)))
-    return np.resize(np.stack(faces), (MAX_BATCH_SIZE, FACE_SIZE, FACE_SIZE, 3))
+    return np.resize(np.stack(faces), (LIPSYNC.max_batch_size, FACE_SIZE, FACE_SIZE, 3))
 
 
 def perf_analyzer(settings: Settings, triton: EmbeddedTriton, batch_size: int, clients: int, scratch: Path) -> float:

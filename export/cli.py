@@ -52,7 +52,14 @@ def main(
             if not there:
                 written = export_musetalk(models_dir, profile, decoder, target, status.update, headroom)
                 console.print(error_table(check for graph in written for check in graph.checks))
-            bundle = pipeline.publish(models_dir, profile, target, model_repository, status.update)
+            bundle = pipeline.publish(
+                models_dir,
+                profile,
+                target,
+                model_repository,
+                status.update,
+                lambda checks: console.print(error_table(checks, "TensorRT against torch")),
+            )
     except ExportError as error:
         console.print(f"[red]refused:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error

@@ -52,9 +52,12 @@ class UnknownDecoder(ExportError):
 class ExportRefused(ExportError):
     """An exported graph is further from torch than its bound allows, or says something that is not a number."""
 
-    def __init__(self, graph: str, batch: int, error: float, bound: float, which: str = "maximum") -> None:
-        super().__init__(f"graph {graph!r} refused at batch {batch}: {which} error {error:.3g} is over {bound:.3g}")
-        self.graph, self.batch, self.error, self.bound = graph, batch, error, bound
+    def __init__(self, graph: str, batch: int, frame: int, error: float, bound: float, which: str = "maximum") -> None:
+        """frame: which of the batch is off, from 0."""
+        super().__init__(
+            f"graph {graph!r} refused at batch {batch}, frame {frame}: {which} error {error:.3g} is over {bound:.3g}"
+        )
+        self.graph, self.batch, self.frame, self.error, self.bound = graph, batch, frame, error, bound
 
 
 class LowerDecoderOff(ExportError):

@@ -1,7 +1,8 @@
 """How far FP16 may be from float32, and the inputs and outputs that it is held to.
 
 A profile's reference is computed once, in torch and float32, and kept beside its graphs; whatever runs them later, ONNX
-Runtime or a TensorRT engine on a machine without torch, is held to the same numbers. Knows no torch.
+Runtime or a TensorRT engine on a machine without torch, is held to the same numbers: at every batch size that may go
+wrong by itself, each frame of an answer on its own. Knows no torch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from export.errors import ExportRefused, GraphUnfit, HeadroomLacking
+from export.triton_config import BATCH_PROFILES
 from lipserve import contract
 
 REFERENCE = "reference.npz"  # in a profile's folder
 OPTIONAL = "norm_sums"  # what only one decoder takes
+
+# Batch sizes at which every model is held: one frame, one that no kernel is made for, and those that are usual.
+GATE_BATCHES = (1, 4, 5, 8, 16)
 
 HALF_MAX = 65_504.0  # the largest number of FP16
 HEADROOM = 4.0  # times that a sample's largest activation must fit into it: other faces and voices are louder
@@ -27,7 +32,7 @@ HEADROOM = 4.0  # times that a sample's largest activation must fit into it: oth
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest error and largest mean error, absolute, in the output's own units."""
+    """Of one frame: largest error and mean error, absolute, in the output's own units."""
 
     maximum: float
     mean: float
@@ -46,27 +51,42 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: errors are absolute, over all elements, in the output's own units."""
+    """One batch compared, frame by frame: errors are absolute, over all elements, in the output's own units."""
 
     graph: str
     output: str
-    batch: int
-    maximum: float
-    mean: float
+    maxima: tuple[float, ...]
+    means: tuple[float, ...]
     bound: float
     mean_bound: float = float("inf")
 
     @property
+    def batch(self) -> int:
+        """Frames."""
+        return len(self.maxima)
+
+    @property
+    def maximum(self) -> float:
+        """The largest error of any frame; not a number if there is one."""
+        return float(np.max(self.maxima))
+
+    @property
+    def mean(self) -> float:
+        """The largest mean error of any frame; not a number if there is one."""
+        return float(np.max(self.means))
+
+    @property
     def passed(self) -> bool:
-        """Whether maximum and mean are within their bounds; not a number never is."""
+        """Whether maximum and mean of every frame are within their bounds; not a number never is."""
         return self.maximum <= self.bound and self.mean <= self.mean_bound
 
     def require(self) -> None:
-        """Raises ExportRefused if it did not pass."""
-        if not self.maximum <= self.bound:
-            raise ExportRefused(self.graph, self.batch, self.maximum, self.bound)
-        if not self.mean <= self.mean_bound:
-            raise ExportRefused(self.graph, self.batch, self.mean, self.mean_bound, "mean")
+        """Raises ExportRefused, with the first frame that is off, if it did not pass."""
+        for frame, (maximum, mean) in enumerate(zip(self.maxima, self.means, strict=True)):
+            if not maximum <= self.bound:
+                raise ExportRefused(self.graph, self.batch, frame, maximum, self.bound)
+            if not mean <= self.mean_bound:
+                raise ExportRefused(self.graph, self.batch, frame, mean, self.mean_bound, "mean")
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,11 @@ class Reference:
     def _tensors(self) -> dict[str, Any]:
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
+    def repeated(self, batch: int) -> Reference:
+        """The same frames as a batch of any size, in the order of `repeated_frames`."""
+        frames = repeated_frames(len(self), batch)
+        return Reference(**{name: tensor[frames] for name, tensor in self._tensors().items()})
+
     def feeds(self, model: contract.Model) -> dict[str, NDArray[np.generic]]:
         """A model's inputs by name."""
         return {tensor.name: getattr(self, tensor.name) for tensor in model.inputs}
@@ -126,6 +151,20 @@ class Reference:
             raise GraphUnfit(str(path), f"cannot be read, so nothing can be held to it: {exc}") from exc
 
 
+def gate_batches(model: contract.Model) -> tuple[int, ...]:
+    """Batch sizes at which a model is held to its reference, ascending: the usual ones, its largest, and the smallest,
+    optimal and largest of its optimisation profiles. Each may run kernels, or a CUDA graph, of its own."""
+    made_for = {batch for profile in BATCH_PROFILES.get(model.name, ()) for batch in profile}
+    sizes = {*GATE_BATCHES, *made_for, model.max_batch_size}
+    return tuple(sorted(batch for batch in sizes if batch <= model.max_batch_size))
+
+
+def repeated_frames(frames: int, batch: int) -> list[int]:
+    """Which of a few frames stands where in a batch: 0 1 2 3, 1 2 3 0, 2 3 0 1 … Each repetition begins one frame
+    later: were they all alike, an answer with two of them in each other's place would pass."""
+    return [(place + place // frames) % frames for place in range(batch)]
+
+
 def bounds_of(model: contract.Model, expected: NDArray[np.generic]) -> Bounds:
     """How far a model's output may be from `expected`. Sums of squares have no scale of their own."""
     if model.name != contract.REFERENCE_SUMS.name:
@@ -134,9 +173,12 @@ def bounds_of(model: contract.Model, expected: NDArray[np.generic]) -> Bounds:
     return Bounds(SUMS_SHARE * largest, SUMS_SHARE / 10 * largest)
 
 
-def hold(model: contract.Model, expected: NDArray[np.generic], actual: NDArray[np.generic]) -> Check:
-    """Errors of `actual` against `expected`, both (n, *shape) of the model's output; refused when too far."""
-    check = measured(model.name, model.outputs[0], expected, actual, bounds_of(model, expected))
+def hold(
+    model: contract.Model, expected: NDArray[np.generic], actual: NDArray[np.generic], graph: str | None = None
+) -> Check:
+    """Errors of `actual` against `expected`, both (n, *shape) of the model's output; refused when a frame is too far.
+    graph: what the refusal calls it, by default the model's name."""
+    check = measured(graph or model.name, model.outputs[0], expected, actual, bounds_of(model, expected))
     check.require()
     return check
 
@@ -144,12 +186,13 @@ def hold(model: contract.Model, expected: NDArray[np.generic], actual: NDArray[n
 def measured(
     graph: str, tensor: contract.Tensor, expected: NDArray[np.generic], actual: NDArray[np.generic], bounds: Bounds
 ) -> Check:
-    """The comparison; another shape or dtype is refused."""
+    """The comparison, each frame with the one in its place. Raises GraphUnfit for another shape or dtype."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        raise ExportRefused(graph, len(expected), float("inf"), 0.0)
-    errors = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
-    maximum, mean = float(errors.max()), float(errors.mean())
-    return Check(graph, tensor.name, len(expected), maximum, mean, bounds.maximum, bounds.mean)
+        why = f"is {actual.dtype} {actual.shape} instead of {expected.dtype} {expected.shape}"
+        raise GraphUnfit(f"The answer of {graph!r}", why)
+    errors = np.abs(expected.astype(np.float64) - actual.astype(np.float64)).reshape(len(expected), -1)
+    maxima, means = (tuple(map(float, values)) for values in (errors.max(axis=1), errors.mean(axis=1)))
+    return Check(graph, tensor.name, maxima, means, bounds.maximum, bounds.mean)
 
 
 def require_headroom(graph: str, layer: str, largest: float, headroom: float = HEADROOM) -> None:
@@ -162,7 +205,7 @@ def require_headroom(graph: str, layer: str, largest: float, headroom: float = H
 
 
 def error_table(checks: Iterable[Check], title: str = "ONNX Runtime against torch") -> Table:
-    """The comparisons as a table for the terminal."""
+    """The comparisons as a table for the terminal; of each batch, the largest errors that a frame has."""
     table = Table(title=title)
     for column in ("graph", "output", "batch", "max error", "bound", "mean error", "bound"):
         table.add_column(column, justify="left" if column in ("graph", "output") else "right")

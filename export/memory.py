@@ -2,10 +2,11 @@
 
     python -m export.memory --profile musetalk-v15 --target onnx [--card-gb 24]
 
-Weights are the bytes of the files; activations are the peak of the tensors that are alive at once at the largest batch,
-counted through the graph in its own order, no memory shared between input and output of a node, and for ONNX Runtime
-times what its arena was measured to hold of it. What a driver and libraries take is an allowance, not a measurement.
-It is held against what is free on this machine's card, or against an RTX A5000. Exit code 1 if it does not fit.
+Weights are the bytes of the files; activations are the peak of the tensors that are alive at once at a model's largest
+batch, counted through the graph in its own order, no memory shared between input and output of a node, and for ONNX
+Runtime times what its arena was measured to hold of it. What a driver and libraries take is an allowance, not a
+measurement. It is held against what is free on this machine's card, or against an RTX A5000. Exit code 1 if it does not
+fit.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ CONVOLUTION_WORKSPACE = 0.5 * GB  # per model, what cuDNN or a TensorRT tactic m
 
 # Times the tensors alive at once that ONNX Runtime's arena holds: by benchmarks/arena.py, in float32 and rounded up,
 # since float32 islands in FP16 mix sizes. What is free is too small where tensors grow, as they do in a decoder.
-ARENA = {contract.UNET.name: 2.0, contract.VAE_DECODER.name: 2.0, contract.VAE_ENCODER.name: 1.1}
+ARENA = {
+    contract.UNET.name: 2.0,
+    contract.VAE_DECODER.name: 2.0,
+    contract.REFERENCE_SUMS.name: 2.0,
+    contract.VAE_ENCODER.name: 1.1,
+}
 
 # Nodes whose output is their input's memory.
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
@@ -44,9 +50,10 @@ VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 
 @dataclass(frozen=True)
 class Share:
-    """What one model takes: bytes of weights, activations and workspace, of all its instances on one GPU."""
+    """What one model takes at a batch: bytes of weights, activations and workspace, of all its instances on one GPU."""
 
     model: str
+    batch: int
     weights: float
     activations: float
     workspace: float
@@ -56,17 +63,18 @@ class Share:
         return self.weights + self.activations + self.workspace
 
 
-def budget(files: Mapping[str, Path], target: str, batch: int = contract.MAX_BATCH_SIZE) -> list[Share]:
-    """Each served model's share of a GPU's memory. Raises GraphUnfit."""
+def budget(files: Mapping[str, Path], target: str) -> list[Share]:
+    """Each served model's share of a GPU's memory, at its largest batch. Raises GraphUnfit."""
     shares = []
     for model in served_models(files):
         path = files[model.name]
         # A TensorRT context is as large as the largest optimisation profile needs, and Triton keeps one per profile.
         contexts = len(BATCH_PROFILES[model.name]) if target == TENSORRT else 1
-        activations = float(peak_activations(path, batch) * contexts * INSTANCES)
+        activations = float(peak_activations(path, model.max_batch_size) * contexts * INSTANCES)
         activations *= 1 + CUDA_GRAPHS_SHARE if target == TENSORRT else ARENA[model.name]
         weights = (path.stat().st_size + _size(data_file(path))) * INSTANCES
-        shares.append(Share(model.name, weights, activations, CONVOLUTION_WORKSPACE * INSTANCES))
+        workspace = CONVOLUTION_WORKSPACE * INSTANCES
+        shares.append(Share(model.name, model.max_batch_size, weights, activations, workspace))
     return shares
 
 
@@ -166,14 +174,14 @@ def _less(files: Mapping[str, Path], target: str, needed: float) -> str:
 
 def budget_table(shares: list[Share], target: str, card: float = CARD) -> Table:
     """The shares for the terminal, in GB."""
-    table = Table(title=f"GPU memory of target {target} at batch {contract.MAX_BATCH_SIZE}, GB, computed")
-    for column in ("model", "weights", "activations", "workspace", "sum"):
+    table = Table(title=f"GPU memory of target {target} at the largest batches, GB, computed")
+    for column in ("model", "batch", "weights", "activations", "workspace", "sum"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for share in shares:
         figures = (share.weights, share.activations, share.workspace, share.total)
-        table.add_row(share.model, *(f"{value / GB:.2f}" for value in figures))
-    table.add_row("driver, libraries, pools", "", "", "", f"{ALLOWANCE / GB:.2f}")
-    table.add_row("of the card's", "", "", f"{card / GB:.1f}", f"{total(shares) / GB:.2f}")
+        table.add_row(share.model, str(share.batch), *(f"{value / GB:.2f}" for value in figures))
+    table.add_row("driver, libraries, pools", "", "", "", "", f"{ALLOWANCE / GB:.2f}")
+    table.add_row("of the card's", "", "", "", f"{card / GB:.1f}", f"{total(shares) / GB:.2f}")
     return table
 
 

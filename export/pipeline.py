@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from export.onnx_graphs import Graph
 
 Progress = Callable[[str], None]  # told in words what happens next
+Checked = Callable[["list[Check]"], None]
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,15 @@ def _size(path: Path) -> int:
 
 
 def publish(
-    models_dir: Path, profile: str, target: str, repository_dir: Path, progress: Progress | None = None
+    models_dir: Path,
+    profile: str,
+    target: str,
+    repository_dir: Path,
+    progress: Progress | None = None,
+    checked: Checked | None = None,
 ) -> Bundle:
-    """Write the model repository of a target from the graphs in models_dir/<profile>; returns what it was made of."""
+    """Write the model repository of a target from the graphs in models_dir/<profile>; returns what it was made of.
+    checked: told of each engine how far it is from the reference."""
     say = progress or (lambda words: None)
     require_target(target)
     folder = models_dir / profile
@@ -169,6 +176,6 @@ def publish(
     if target == TENSORRT:
         from export.tensorrt import build_engines
 
-        files = build_engines(folder, bundle, say)
+        files = build_engines(folder, bundle, say, checked or (lambda checks: None))
     write_repository(repository_dir, target, files, bundle.weights_id)
     return bundle

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from export import cuda
 from export.bundle import Bundle, data_file
 from export.errors import EngineFailed, EngineUnavailable
-from export.gate import Check, Reference, hold
+from export.gate import Check, Reference, gate_batches, hold
 from export.operators import require_operators
 from export.repository import served_models
 from export.triton_config import BATCH_PROFILES
@@ -72,9 +72,12 @@ def serving_triton() -> tuple[str, str]:
     return image, version
 
 
-def build_engines(folder: Path, bundle: Bundle, say: Callable[[str], None]) -> dict[str, Path]:
+def build_engines(
+    folder: Path, bundle: Bundle, say: Callable[[str], None], checked: Callable[[list[Check]], None]
+) -> dict[str, Path]:
     """The engines of a profile's served graphs by model name, from `folder`/engines or built now; each is held to the
-    reference. Raises EngineUnavailable, EngineFailed, GraphUnfit and ExportRefused."""
+    reference, and `checked` told how far it is off. Raises EngineUnavailable, EngineFailed, GraphUnfit and
+    ExportRefused."""
     require_operators(bundle.files)
     require_tensorrt()
     reference = Reference.load(folder)
@@ -82,7 +85,7 @@ def build_engines(folder: Path, bundle: Bundle, say: Callable[[str], None]) -> d
     for model in served_models(bundle.files):
         path, plan = kept_or_built(folder / "engines", model, bundle.files[model.name], BATCH_PROFILES[model.name], say)
         say(f"checking the engine of {model.name}")
-        check(model, plan, reference)
+        checked(check(model, plan, reference))
         keep(path, plan)
         engines[model.name] = path
     return engines
@@ -132,15 +135,17 @@ def build(model: contract.Model, graph: Path, timings: Path, profiles: Profiles)
 
 
 def check(model: contract.Model, plan: bytes, reference: Reference) -> list[Check]:
-    """Run a plan on the reference's frames, on every optimisation profile. Raises EngineFailed and ExportRefused."""
+    """Run a plan on the reference's frames, on every optimisation profile in a batch of each size that it allows of
+    those that are held. Raises EngineFailed, GraphUnfit and ExportRefused, which name the profile."""
     runner, profiles = Engine(model, plan), BATCH_PROFILES[model.name]
     if runner.profiles != len(profiles):
         raise EngineFailed(model.name, f"it has {runner.profiles} optimisation profiles instead of {len(profiles)}")
     checks = []
-    for index, (_, _, largest) in enumerate(profiles):
-        n = min(largest, len(reference))
-        answer = runner.run({name: feed[:n] for name, feed in reference.feeds(model).items()}, index)
-        checks.append(hold(model, reference.output(model)[:n], answer))
+    for index, (smallest, _, largest) in enumerate(profiles):
+        for batch in (size for size in gate_batches(model) if smallest <= size <= largest):
+            frames = reference.repeated(batch)
+            answer = runner.run(frames.feeds(model), index)
+            checks.append(hold(model, frames.output(model), answer, f"{model.name}, profile {index}"))
     return checks
 
 

@@ -13,7 +13,7 @@ from lipserve.contract import Priority
 CPU, ONNX, TENSORRT = "cpu", "onnx", "tensorrt"
 TARGETS = (CPU, ONNX, TENSORRT)
 
-PREFERRED_BATCH_SIZES = (8, 16)  # frames
+PREFERRED_BATCH_SIZES = (8, 16)  # frames, of a model as far as it takes them: a batch of these waits no longer
 MAX_QUEUE_DELAY = 5_000  # microseconds a small batch waits for company
 CPU_THREADS = 2  # per model
 INSTANCES = 1  # of each model per GPU: a second one takes its memory again, and the card is busy with one
@@ -22,18 +22,21 @@ QUEUE_SIZE = 64  # requests of one level, more are refused at once: eight gatewa
 BATCH_TIMEOUT = 60_000_000  # microseconds in the queue; the gateway has given up by then
 LIVE_TIMEOUT = 2_000_000  # microseconds; a frame that late is of no use to anyone
 
-# Batch sizes that run before the server calls itself ready, so that no request waits for a kernel to be chosen. The
-# largest first: what ONNX Runtime's arena holds for it serves the others, while growing with each takes both.
-WARM_BATCH_SIZES = (contract.MAX_BATCH_SIZE, *sorted(PREFERRED_BATCH_SIZES, reverse=True), 1)
-GRAPHED_BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # recorded as CUDA graphs: other sizes run without one
+GRAPHED_BATCH_SIZES = (1, 2, 4, 8, 16)  # recorded as CUDA graphs, as far as a model takes them: others run without one
 CUDA_GRAPHS_SHARE = 0.1  # of a context's memory that its recorded graphs add: assumed
 # TensorRT optimisation profiles, (smallest, optimal, largest) batch; Triton takes the one whose optimum is nearest, and
 # looks at the first for the largest batch. Each profile is an execution context with memory for the largest batch of
-# all: the UNet, small and launched often, has three; the VAE, which fills a card at batch 8, has one.
+# all. The UNet, small and launched often, has three: for a few live frames, one request's 8, and what the batcher makes
+# of several. The VAE has one: its decoder fills a card at batch 8, and its encoder is sent 8 by who prepares a video.
 BATCH_PROFILES: dict[str, tuple[tuple[int, int, int], ...]] = {
-    contract.UNET.name: ((1, 8, contract.MAX_BATCH_SIZE), (1, 1, 4), (1, 32, contract.MAX_BATCH_SIZE)),
-    contract.VAE_DECODER.name: ((1, 8, contract.MAX_BATCH_SIZE),),
-    contract.VAE_ENCODER.name: ((1, 8, contract.MAX_BATCH_SIZE),),
+    contract.UNET.name: (
+        (1, 8, contract.UNET.max_batch_size),
+        (1, 1, 4),
+        (1, contract.UNET.max_batch_size, contract.UNET.max_batch_size),
+    ),
+    contract.VAE_DECODER.name: ((1, 8, contract.VAE_DECODER.max_batch_size),),
+    contract.VAE_ENCODER.name: ((1, 8, contract.VAE_ENCODER.max_batch_size),),
+    contract.REFERENCE_SUMS.name: ((1, 8, contract.REFERENCE_SUMS.max_batch_size),),
 }
 
 # Options of ONNX Runtime's CUDA provider. Exhaustive search for a convolution would run anew for every batch size,
@@ -43,7 +46,9 @@ CUDA_OPTIONS = {
     "arena_extend_strategy": "1",  # same as requested
     "do_copy_in_default_stream": "1",
 }
-# A memory pattern is one more block of the arena for every batch size that comes, and none is given back.
+# A memory pattern is one more block of the arena for every batch size that comes, never given back; Triton 24.10's
+# backend does hand this on. The run's option memory.enable_memory_arena_shrinkage, which it knows as well, is left off:
+# it frees the arena after each run, the next allocates it anew, and each cudaFree makes the whole card wait.
 SESSION_OPTIONS = {"enable_mem_pattern": "0"}
 CUDA_PROVIDER = {"cudnn_conv_use_max_workspace": "1", "use_ep_level_unified_stream": "1"}
 
@@ -57,7 +62,21 @@ class Word(str):
 def model_config(model: contract.Model, weights_id: str, target: str = CPU) -> str:
     """Configuration of a model on a target of `TARGETS`."""
     run = {CPU: _python_on_cpu, ONNX: _onnxruntime_on_gpu, TENSORRT: _tensorrt_on_gpu}[target]
-    return render({**_head(model), **_batching(), **run(model, weights_id)})
+    return render({**_head(model), **_batching(model), **run(model, weights_id)})
+
+
+def warm_batch_sizes(model: contract.Model) -> tuple[int, ...]:
+    """Batch sizes that run before the server calls itself ready, so that no request waits for a kernel to be chosen.
+
+    The largest first: what ONNX Runtime's arena holds for it serves the others, while growing with each takes both.
+    """
+    sizes = {model.max_batch_size, *_as_taken(PREFERRED_BATCH_SIZES, model), 1}
+    return tuple(sorted(sizes, reverse=True))
+
+
+def _as_taken(sizes: Sequence[int], model: contract.Model) -> list[int]:
+    """Those that are not over the model's largest."""
+    return [size for size in sizes if size <= model.max_batch_size]
 
 
 def _python_on_cpu(model: contract.Model, weights_id: str) -> dict[str, Value]:
@@ -91,7 +110,7 @@ def _tensorrt_on_gpu(model: contract.Model, weights_id: str) -> dict[str, Value]
             "batch_size": size,
             "input": [{"key": t.name, "value": {"dim": list(t.shape)}} for t in model.inputs],
         }
-        for size in GRAPHED_BATCH_SIZES
+        for size in _as_taken(GRAPHED_BATCH_SIZES, model)
     ]
     profiles: list[Value] = [str(index) for index in range(len(BATCH_PROFILES[model.name]))]
     return {
@@ -104,10 +123,10 @@ def _tensorrt_on_gpu(model: contract.Model, weights_id: str) -> dict[str, Value]
     }
 
 
-def _batching() -> dict[str, Value]:
+def _batching(model: contract.Model) -> dict[str, Value]:
     """Small requests wait a little for company; live ones go first, and no queue grows without end."""
     batching: dict[str, Value] = {
-        "preferred_batch_size": list(PREFERRED_BATCH_SIZES),
+        "preferred_batch_size": _as_taken(PREFERRED_BATCH_SIZES, model),
         "max_queue_delay_microseconds": MAX_QUEUE_DELAY,
         "priority_levels": len(Priority),
         "default_priority_level": int(Priority.BATCH),
@@ -143,7 +162,7 @@ def _warm_up(model: contract.Model) -> list[Value]:
                 for tensor in model.inputs
             ],
         }
-        for size in WARM_BATCH_SIZES
+        for size in warm_batch_sizes(model)
     ]
 
 
@@ -162,7 +181,7 @@ def ensemble_config(weights_id: str, model: contract.Model = contract.LIPSYNC) -
 def _head(model: contract.Model) -> dict[str, Value]:
     return {
         "name": model.name,
-        "max_batch_size": contract.MAX_BATCH_SIZE,
+        "max_batch_size": model.max_batch_size,
         "input": [_tensor(tensor) for tensor in model.inputs],
         "output": [_tensor(tensor) for tensor in model.outputs],
     }

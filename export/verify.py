@@ -1,7 +1,7 @@
 """Does an exported graph compute what its torch module computes?
 
-Each graph runs in ONNX Runtime on the CPU against torch, on seeded inputs, at a batch of 1 and of 3: neither is the
-batch it was traced with. Knows what inputs are plausible and how far apart the outputs may be; repairs nothing.
+Each graph runs in ONNX Runtime on the CPU against torch, on a few seeded frames, in a batch of every size that serves.
+Knows what inputs are plausible and how far apart the outputs may be; repairs nothing.
 """
 
 from pathlib import Path
@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from export.bundle import open_graph
-from export.gate import Bounds, Check, Reference, hold, measured
+from export.gate import Bounds, Check, Reference, gate_batches, hold, measured, repeated_frames
 from export.onnx_graphs import Graph
 from lipserve import contract
 
-BATCHES = (1, 3)
+FRAMES = 4
 SEED = 20_240_229
 
 FLOAT_BOUND = 1e-3  # absolute, on float32 outputs
@@ -24,30 +24,40 @@ LEVEL_BOUND = 1.0  # levels of 255: the sides of a rounding boundary
 
 
 def verify(graph: Graph, path: Path) -> list[Check]:
-    """Compare the file with the module at every batch of `BATCHES`; raises `ExportRefused` at the first too far."""
+    """Compare the file with the module at every batch of `gate_batches`. Raises ExportRefused at the first too far."""
     session = open_graph(path)
+    (tensor,) = graph.model.outputs
+    sizes = gate_batches(graph.model)
+    feeds = inputs(graph.model, min(FRAMES, sizes[-1]))
+    expected = _one_by_one(graph, feeds)
     checks = []
-    for batch in BATCHES:
-        feeds = inputs(graph.model, batch)
-        with torch.inference_mode():
-            expected = graph.module(*(torch.from_numpy(feed) for feed in feeds.values())).numpy()
-        (tensor,) = graph.model.outputs
-        (actual,) = session.run([tensor.name], feeds)
-        check = compare(graph.name, tensor, expected, actual)
+    for batch in sizes:
+        frames = repeated_frames(len(expected), batch)
+        (actual,) = session.run([tensor.name], {name: feed[frames] for name, feed in feeds.items()})
+        check = compare(graph.name, tensor, expected[frames], actual)
         check.require()
         checks.append(check)
     return checks
 
 
+def _one_by_one(graph: Graph, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.generic]:
+    """What the module makes of each frame alone, so that a large batch takes none of torch's memory."""
+    tensors = [torch.from_numpy(feed) for feed in feeds.values()]
+    with torch.inference_mode():
+        answers = [graph.module(*(tensor[i : i + 1] for tensor in tensors)) for i in range(len(tensors[0]))]
+        joined: NDArray[np.generic] = torch.cat(answers).numpy()
+    return joined
+
+
 def verify_half(model: contract.Model, path: Path, reference: Reference) -> list[Check]:
-    """Compare an FP16 graph with the reference at a batch of 1 and of all; raises `ExportRefused`."""
+    """Compare an FP16 graph with the reference at every batch of `gate_batches`; raises `ExportRefused`."""
     session = open_graph(path)
     (output,) = model.outputs
-    feeds, expected = reference.feeds(model), reference.output(model)
     checks = []
-    for batch in (1, len(reference)):
-        (actual,) = session.run([output.name], {name: feed[:batch] for name, feed in feeds.items()})
-        checks.append(hold(model, expected[:batch], actual))
+    for batch in gate_batches(model):
+        frames = reference.repeated(batch)
+        (actual,) = session.run([output.name], frames.feeds(model))
+        checks.append(hold(model, frames.output(model), actual))
     return checks
 
 

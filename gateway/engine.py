@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from avatar_prep.faces import FaceFinder
 from avatar_prep.imported import import_avatar
-from avatar_prep.prepare import Parameters, Progress, prepare
+from avatar_prep.prepare import MAX_BATCH_SIZE, Parameters, Progress, prepare
 from avatar_prep.source import Limits
 from gateway.audio import frame_count, recorded
 from gateway.avatars import AvatarCache
@@ -38,7 +38,6 @@ from lipserve.contract import (
     LATENT_CHANNELS,
     LIPSYNC,
     LOWER_FROM_ROW,
-    MAX_BATCH_SIZE,
     MAX_FPS,
     MIN_FPS,
     NORM_SUMS,
@@ -64,7 +63,6 @@ from lipserve.store import AvatarStore
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 8  # MuseTalk's
-SUMS_BATCH = 8  # frames whose norm sums are made at once
 MAX_PAD_SECONDS = 60
 
 P = ParamSpec("P")
@@ -77,7 +75,7 @@ class SyncRequest:
 
     avatar_id: str
     fps: int | None = None  # None: as configured, else the avatar's own
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int = DEFAULT_BATCH_SIZE  # frames at once: of more than the ensemble takes, as many as it takes
     padding: Padding = field(default_factory=Padding)
     pad_seconds: float = 0.0  # of silence after the sound
 
@@ -344,11 +342,11 @@ class Engine:
         """Of the frames with a face, from their stored latents; zeros for the others: float32 (n, 19, 32, 2)."""
         sums = np.zeros((avatar.info.frames, *NORM_SUMS.shape), np.float32)
         shown = np.flatnonzero(avatar.regions["has_face"])
-        latents = np.empty((SUMS_BATCH, *FACE_LATENTS.shape), np.float16)
+        latents = np.empty((REFERENCE_SUMS.max_batch_size, *FACE_LATENTS.shape), np.float16)
         with self.on_demand.using(REFERENCE_SUMS.name) if self.on_demand is not None else nullcontext():
-            for start in range(0, len(shown), SUMS_BATCH):
+            for start in range(0, len(shown), REFERENCE_SUMS.max_batch_size):
                 _require_wanted(cancelled)
-                indices = shown[start : start + SUMS_BATCH]
+                indices = shown[start : start + REFERENCE_SUMS.max_batch_size]
                 avatar.read_latents(indices.tolist(), latents[: len(indices)])
                 sums[indices] = self.triton.reference_sums(latents[: len(indices), LATENT_CHANNELS:])
         return sums
@@ -369,12 +367,13 @@ class Engine:
         asked for.
         """
         pending: deque[tuple[list[int], Batch]] = deque()
-        starts = iter(range(0, frames, batch_size))
+        most = min(batch_size, LIPSYNC.max_batch_size)
+        starts = iter(range(0, frames, most))
 
         def send() -> None:
             start = next(starts, None)
             if start is not None:
-                stop = min(start + batch_size, frames)
+                stop = min(start + most, frames)
                 indices = [avatar.index(frame, heard.fps) for frame in range(start, stop)]
                 batch = self.triton.batch(len(indices), self._priority, lower)
                 pending.append((indices, batch))

@@ -121,7 +121,7 @@ class TritonClient:
             self.grpc.unload_model(name, unload_dependents=True, client_timeout=CONTROL_TIMEOUT)
 
     def encode_faces(self, crops: U8) -> NDArray[np.float16]:
-        """uint8 (n, 256, 256, 3) BGR to float16 (n, 8, 32, 32).
+        """uint8 (n, 256, 256, 3) BGR to float16 (n, 8, 32, 32), in batches of as many as the encoder takes at once.
 
         Raises TritonUnavailable, ServiceBusy or TritonFailed.
         """
@@ -135,7 +135,13 @@ class TritonClient:
         return np.asarray(self._infer(REFERENCE_SUMS, REFERENCE_LATENTS, latents), np.float32)
 
     def _infer(self, model: Model, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
-        """A model of one input and one output, over gRPC, at once."""
+        """A model of one input and one output, over gRPC, in batches of at most its largest."""
+        most = model.max_batch_size
+        answers = [self._inferred(model, tensor, values[start : start + most]) for start in range(0, len(values), most)]
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+
+    def _inferred(self, model: Model, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
+        """One batch of them."""
         with self.translated():
             result = self.grpc.infer(
                 model.name,
@@ -148,8 +154,8 @@ class TritonClient:
         return answer
 
     def batch(self, frames: int, priority: Priority = Priority.BATCH, norm_sums: bool = False) -> "Batch":
-        """An empty batch for the ensemble, of 1 to MAX_BATCH_SIZE frames, with `norm_sums` for one that takes them. A
-        server whose models have no levels of priority takes no notice of it.
+        """An empty batch for the ensemble, of 1 to LIPSYNC.max_batch_size frames, with `norm_sums` for one that takes
+        them. A server whose models have no levels of priority takes no notice of it.
 
         Raises TritonUnavailable, and SharedMemoryUnusable if there must be shared memory and cannot be.
         """

@@ -34,7 +34,6 @@ LOWER_NORMS = 19  # group norms from 64×64 up: 3 stages of 3 blocks of 2, and t
 NORM_GROUPS = 32
 
 # -- serving ----------------------------------------------------------------------------------------------------------
-MAX_BATCH_SIZE = 32  # frames in one inference request, and in one batch at the server
 MIN_FPS, MAX_FPS = 1, 60  # frames per second, integer
 AVATAR_FORMAT = 1  # version of the avatar folder
 
@@ -62,11 +61,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """One model of the repository."""
+    """One model of the repository. `max_batch_size`: frames in one request, and in one batch at the server."""
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    max_batch_size: int
 
 
 AUDIO_FEATURES = Tensor("audio_features", "float16", (FEATURES_PER_FRAME, AUDIO_WIDTH))
@@ -79,21 +79,26 @@ CROPS = Tensor("crops", "uint8", (FACE_SIZE, FACE_SIZE, 3))  # BGR
 REFERENCE_LATENTS = Tensor("reference_latents", "float16", LATENTS.shape)
 NORM_SUMS = Tensor("norm_sums", "float32", (LOWER_NORMS, NORM_GROUPS, 2))
 
-UNET = Model("unet", (AUDIO_FEATURES, FACE_LATENTS), (LATENTS,))
-VAE_DECODER = Model("vae_decoder", (LATENTS,), (FACES,))
-VAE_ENCODER = Model("vae_encoder", (CROPS,), (FACE_LATENTS,))
-LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS), (FACES,))  # the ensemble: unet, then vae_decoder
+# Larger batches take more of a card's memory and make nothing faster (docs/gpu.md); the encoder is in float32.
+FRAMES_AT_ONCE = 16
+CROPS_AT_ONCE = 8
+
+UNET = Model("unet", (AUDIO_FEATURES, FACE_LATENTS), (LATENTS,), FRAMES_AT_ONCE)
+VAE_DECODER = Model("vae_decoder", (LATENTS,), (FACES,), FRAMES_AT_ONCE)
+VAE_ENCODER = Model("vae_encoder", (CROPS,), (FACE_LATENTS,), CROPS_AT_ONCE)
+# The ensemble: unet, then vae_decoder.
+LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS), (FACES,), FRAMES_AT_ONCE)
 MODELS = (UNET, VAE_DECODER, VAE_ENCODER, LIPSYNC)
 
 # In the place of those of the same names where the decoder draws only the lower rows; and what makes their sums.
-LOWER_DECODER = Model("vae_decoder", (LATENTS, NORM_SUMS), (FACES,))
-LOWER_LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS, NORM_SUMS), (FACES,))
-REFERENCE_SUMS = Model("reference_sums", (REFERENCE_LATENTS,), (NORM_SUMS,))
+LOWER_DECODER = Model("vae_decoder", (LATENTS, NORM_SUMS), (FACES,), FRAMES_AT_ONCE)
+LOWER_LIPSYNC = Model("lipsync", (AUDIO_FEATURES, FACE_LATENTS, NORM_SUMS), (FACES,), FRAMES_AT_ONCE)
+REFERENCE_SUMS = Model("reference_sums", (REFERENCE_LATENTS,), (NORM_SUMS,), CROPS_AT_ONCE)
 
 # The audio encoder runs beside the gateway, not on Triton: one 30 s segment at a time.
 LOG_MEL = Tensor("log_mel", "float32", (N_MELS, SEGMENT_MEL_FRAMES))
 HIDDEN_STATES = Tensor("hidden_states", "float32", (SEGMENT_STATES, N_LAYERS, AUDIO_WIDTH))
-AUDIO_ENCODER = Model("audio_encoder", (LOG_MEL,), (HIDDEN_STATES,))
+AUDIO_ENCODER = Model("audio_encoder", (LOG_MEL,), (HIDDEN_STATES,), 1)
 
 # Key, in every model's Triton parameters and in the audio encoder's ONNX metadata, of the weights' identity. An avatar
 # keeps the one it was prepared with: latents of one VAE mean nothing to another.

@@ -31,6 +31,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from export import (  # noqa: E402
     bundle,
+    demo,
     gate,
     half,
     memory,
@@ -62,6 +63,7 @@ from export.errors import (  # noqa: E402
 )
 from export.modules import FaceDecoder, UNetStep  # noqa: E402
 from export.repository import write_repository  # noqa: E402
+from export.training import weights as trained  # noqa: E402
 from lipserve import contract  # noqa: E402
 from lipserve.embedded import EmbeddedTriton  # noqa: E402
 
@@ -270,7 +272,7 @@ def test_the_graphs_pass_the_gate_and_lie_where_they_belong(halved: tuple[Path, 
     large = {f"{place}.data" for place in ("fp16/unet.onnx", "audio_encoder.onnx")}
     assert files == {*places, *large, "reference.npz"}
     for graph in written[:2]:
-        assert [check.batch for check in graph.checks] == [1, 4]
+        assert [check.batch for check in graph.checks] == [1, 4, 5, 8, 16]
         bounds = {"unet": (0.5, 0.01), "vae_decoder": (8, 2)}[graph.graph]
         assert all((check.bound, check.mean_bound) == bounds for check in graph.checks)
         assert all(check.passed and check.mean > 0 for check in graph.checks)  # FP16 cannot be float32
@@ -311,9 +313,9 @@ def test_a_graph_of_other_weights_is_refused_by_the_gate(
     path = halved[0] / V15 / "fp16/vae_decoder.onnx"
     from export.verify import verify_half
 
-    assert len(verify_half(contract.VAE_DECODER, path, reference)) == 2
+    assert len(verify_half(contract.VAE_DECODER, path, reference)) == 5
     other = dataclasses.replace(reference, faces=reference.faces[::-1].copy())
-    with pytest.raises(ExportRefused, match=r"'vae_decoder' refused at batch 1"):
+    with pytest.raises(ExportRefused, match=r"'vae_decoder' refused at batch 1, frame 0: maximum error"):
         verify_half(contract.VAE_DECODER, path, other)
 
 
@@ -323,7 +325,7 @@ def test_a_refused_graph_leaves_nothing(weights: Path, tmp_path: Path, monkeypat
     networks = musetalk.load(weights, V15)
     decoder = onnx_graphs.graphs(networks)[1]
     monkeypatch.setattr(onnx_graphs, "graphs", lambda networks: (decoder,))
-    with pytest.raises(ExportRefused, match=r"'vae_decoder' refused at batch 1: mean error .* is over 1e-07"):
+    with pytest.raises(ExportRefused, match=r"'vae_decoder' refused at batch 1, frame 0: mean error .* is over 1e-07"):
         pipeline.write_graphs(networks, tmp_path / "models" / V15, precision=profiles.FP16)
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -340,6 +342,57 @@ def test_mean_and_maximum_are_both_bounds() -> None:
     latents = np.zeros((1, *contract.LATENTS.shape), np.float16)
     with pytest.raises(ExportRefused):
         gate.hold(contract.UNET, latents, np.full_like(latents, np.nan))
+
+
+def test_every_frame_is_held_on_its_own_and_the_one_that_is_off_is_named() -> None:
+    """One frame of 16 whose mean is five times its bound: over all of them it would be within."""
+    wanted = np.zeros((16, *contract.LATENTS.shape), np.float16)
+    actual = wanted.copy()
+    actual[13] = 0.05
+    check = gate.measured("unet", contract.LATENTS, wanted, actual, gate.LATENT_BOUNDS)
+    assert (check.batch, check.passed) == (16, False)
+    assert check.maximum == check.mean == pytest.approx(0.05, rel=1e-3)
+    assert np.abs(actual).mean(dtype=np.float64) < gate.LATENT_BOUNDS.mean
+    with pytest.raises(ExportRefused, match=r"'unet' refused at batch 16, frame 13: mean error 0\.05 is over 0\.01"):
+        check.require()
+    actual[13] = 0
+    actual[9, 0, 0, 0] = np.nan
+    with pytest.raises(ExportRefused, match=r"refused at batch 16, frame 9: maximum error nan is over 0\.5"):
+        gate.hold(contract.UNET, wanted, actual)
+
+
+def test_every_size_that_serves_is_held() -> None:
+    assert gate.gate_batches(contract.UNET) == gate.gate_batches(contract.VAE_DECODER) == (1, 4, 5, 8, 16)
+    assert gate.gate_batches(contract.LIPSYNC) == (1, 4, 5, 8, 16)
+    assert gate.gate_batches(contract.VAE_ENCODER) == (1, 4, 5, 8)
+    assert gate.gate_batches(contract.AUDIO_ENCODER) == (1,)
+
+
+def test_the_sizes_of_an_optimisation_profile_are_held_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(config.BATCH_PROFILES, contract.UNET.name, ((2, 6, 16), (1, 3, 12)))
+    assert gate.gate_batches(contract.UNET) == (1, 2, 3, 4, 5, 6, 8, 12, 16)
+
+
+def test_the_references_frames_fill_a_batch_and_no_repetition_is_like_another(
+    halved: tuple[Path, list[pipeline.Written]],
+) -> None:
+    order = gate.repeated_frames(4, 16)
+    assert order == [0, 1, 2, 3, 1, 2, 3, 0, 2, 3, 0, 1, 3, 0, 1, 2]
+    reference = gate.Reference.load(halved[0] / V15)
+    many = reference.repeated(16)
+    for name in ("crops", "audio_features", "face_latents", "latents", "faces"):
+        found, kept = getattr(many, name), getattr(reference, name)
+        assert all(np.array_equal(found[place], kept[frame]) for place, frame in enumerate(order)), name
+    assert len(reference.repeated(1)) == 1 and len(reference.repeated(5)) == 5
+
+
+def test_an_answer_with_two_repetitions_in_each_others_place_is_refused(
+    halved: tuple[Path, list[pipeline.Written]],
+) -> None:
+    wanted = gate.Reference.load(halved[0] / V15).repeated(16).faces
+    swapped = np.concatenate((wanted[:8], wanted[12:], wanted[8:12]))
+    with pytest.raises(ExportRefused, match="refused at batch 16, frame 8"):
+        gate.hold(contract.VAE_DECODER, wanted, swapped)
 
 
 def test_a_network_near_the_end_of_fp16_is_refused_by_name_and_layer(weights: Path) -> None:
@@ -427,7 +480,7 @@ def test_graphs_that_are_there_are_used(
     result = run(*options, "--model-repository", str(tmp_path))  # no weight file is in this folder
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "GPU memory of target onnx at batch 32" in said and "parser takes no" not in said
+    assert "GPU memory of target onnx at the largest batches" in said and "parser takes no" not in said
     assert not list((tmp_path / "onnx").rglob("model.py"))
     assert (tmp_path / "onnx/unet/1/unet.onnx.data").is_file()
     again = run(*options, "--again", "--model-repository", str(tmp_path))
@@ -477,6 +530,7 @@ def parsed(model: contract.Model, target: str) -> model_config_pb2.ModelConfig:
 
 
 SERVED = (contract.UNET, contract.VAE_DECODER, contract.VAE_ENCODER)
+LARGEST = {"unet": 16, "vae_decoder": 16, "vae_encoder": 8}
 
 
 @pytest.mark.parametrize("target", config.TARGETS)
@@ -484,7 +538,7 @@ SERVED = (contract.UNET, contract.VAE_DECODER, contract.VAE_ENCODER)
 def test_every_target_batches_and_lets_live_requests_pass(model: contract.Model, target: str) -> None:
     found = parsed(model, target)
     names = [tensor.name for tensor in (*found.input, *found.output)]
-    assert (found.name, found.max_batch_size) == (model.name, contract.MAX_BATCH_SIZE)
+    assert (found.name, found.max_batch_size) == (model.name, LARGEST[model.name])
     assert names == [tensor.name for tensor in (*model.inputs, *model.outputs)]
     assert found.parameters[contract.WEIGHTS_ID].string_value == "musetalk-v15-0"
     batching = found.dynamic_batching
@@ -504,7 +558,8 @@ def test_gpu_models_are_warm_at_the_batches_that_come(model: contract.Model, tar
     (group,) = found.instance_group
     assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
     assert found.backend == {"onnx": "onnxruntime", "tensorrt": "tensorrt"}[target]
-    assert [warm.batch_size for warm in found.model_warmup] == [32, 16, 8, 1]  # the largest first
+    warmed = [8, 1] if model is contract.VAE_ENCODER else [16, 8, 1]  # the largest first
+    assert [warm.batch_size for warm in found.model_warmup] == warmed
     for warm in found.model_warmup:
         assert set(warm.inputs) == {tensor.name for tensor in model.inputs}
         for tensor in model.inputs:
@@ -559,11 +614,13 @@ def test_tensorrt_uses_every_profile_and_cuda_graphs(model: contract.Model) -> N
     found = parsed(model, "tensorrt")
     batches = config.BATCH_PROFILES[model.name]
     assert list(found.instance_group[0].profile) == [str(index) for index in range(len(batches))]
-    assert batches[0][0] == 1 and batches[0][2] == contract.MAX_BATCH_SIZE  # Triton looks at the first
+    assert batches[0][0] == 1 and batches[0][2] == LARGEST[model.name]  # Triton looks at the first
     assert all(smallest <= optimal <= largest for smallest, optimal, largest in batches)
     cuda = found.optimization.cuda
     assert cuda.graphs
-    assert set(config.PREFERRED_BATCH_SIZES) < {spec.batch_size for spec in cuda.graph_spec}
+    graphed = [spec.batch_size for spec in cuda.graph_spec]
+    assert graphed == [1, 2, 4, 8, 16][: 4 if model is contract.VAE_ENCODER else 5]
+    assert set(found.dynamic_batching.preferred_batch_size) < set(graphed)
     for spec in cuda.graph_spec:
         shapes = {name: tuple(shape.dim) for name, shape in spec.input.items()}
         assert shapes == {tensor.name: tensor.shape for tensor in model.inputs}
@@ -593,18 +650,17 @@ def test_activations_are_counted_by_who_is_alive() -> None:
 
 def test_the_budget_grows_with_the_batch_and_counts_every_file(halved: tuple[Path, list[pipeline.Written]]) -> None:
     files = {written.graph: written.path for written in halved[1]}
-    small, large = (memory.budget(files, "onnx", batch) for batch in (1, 32))
-    engines = memory.budget(files, "tensorrt", 32)
-    assert [share.model for share in large] == NAMES[:3]
-    for written, one, many, engine in zip(halved[1], small, large, engines, strict=False):
-        assert one.weights == many.weights == written.size
-        assert many.activations == pytest.approx(32 * one.activations, rel=0.02)
-        alive = memory.peak_activations(written.path, 32)
-        assert many.activations == alive * memory.ARENA[many.model]
-        assert engine.activations == pytest.approx(alive * len(config.BATCH_PROFILES[one.model]) * 1.1)
-    faces = 32 * 256 * 256 * 3
-    assert large[1].activations > 8 * faces
-    assert memory.total(large) == sum(share.total for share in large) + memory.ALLOWANCE
+    shares, engines = (memory.budget(files, target) for target in ("onnx", "tensorrt"))
+    assert [(share.model, share.batch) for share in shares] == list(LARGEST.items())
+    for written, share, engine in zip(halved[1], shares, engines, strict=False):
+        assert share.weights == engine.weights == written.size
+        one, alive = (memory.peak_activations(written.path, batch) for batch in (1, share.batch))
+        assert alive == pytest.approx(share.batch * one, rel=0.02)
+        assert share.activations == alive * memory.ARENA[share.model]
+        assert engine.activations == pytest.approx(alive * len(config.BATCH_PROFILES[share.model]) * 1.1)
+    faces = 16 * 256 * 256 * 3
+    assert shares[1].activations > 8 * faces
+    assert memory.total(shares) == sum(share.total for share in shares) + memory.ALLOWANCE
 
 
 def test_a_budget_that_does_not_fit_fails(halved: tuple[Path, list[pipeline.Written]]) -> None:
@@ -703,7 +759,7 @@ def test_plans_are_for_the_triton_whose_tensorrt_the_image_has(tmp_path: Path, m
         tensorrt.require_tensorrt()
 
 
-@pytest.mark.parametrize(("batch", "profile"), [(1, 1), (4, 1), (5, 0), (8, 0), (19, 0), (21, 2), (32, 2)])
+@pytest.mark.parametrize(("batch", "profile"), [(1, 1), (4, 1), (5, 0), (8, 0), (12, 0), (13, 2), (16, 2)])
 def test_a_batch_takes_the_profile_made_for_its_like(batch: int, profile: int) -> None:
     assert tensorrt.nearest_profile(contract.UNET, batch) == profile
     assert tensorrt.nearest_profile(contract.VAE_DECODER, batch) == 0
@@ -721,7 +777,7 @@ def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path, monkeypatch:
     files = {model.name: tmp_path / "unet.onnx" for model in SERVED}
     monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)  # it is said on any machine
     with pytest.raises(EngineFailed, match=r"'unet': its parser takes no SequenceAt, SplitToSequence.*target onnx"):
-        tensorrt.build_engines(tmp_path, bundle.Bundle(files, "x"), print)
+        tensorrt.build_engines(tmp_path, bundle.Bundle(files, "x"), print, print)
 
 
 def test_operators_are_counted_in_subgraphs_and_by_domain(tmp_path: Path) -> None:
@@ -843,16 +899,23 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     return fake
 
 
-def engine(offset: float, profiles: int = 0) -> Any:
-    """A stand-in for an engine on the GPU: the reference's own answer, and something more. profiles: 0 for as asked."""
+def engine(offset: float, profiles: int = 0, only: tuple[int, int] | None = None) -> Any:
+    """A stand-in for an engine on the GPU: the reference's own answer, and something more. profiles: 0 for as asked;
+    only: the profile and batch that are off."""
 
     def answer(model: contract.Model, plan: bytes) -> Any:
         assert plan == b"plan"
 
         def run(feeds: dict[str, Any], profile: int) -> Any:
             reference = gate.Reference.load(run_folder[0])
-            wanted = reference.output(model)[: len(next(iter(feeds.values())))]
-            return wanted + np.asarray(offset, wanted.dtype)
+            batch = len(next(iter(feeds.values())))
+            smallest, _, largest = config.BATCH_PROFILES[model.name][profile]
+            assert smallest <= batch <= largest
+            if (profile, batch) == only or only is None:
+                offsets = np.asarray(offset, model.outputs[0].dtype)
+            else:
+                offsets = np.zeros((), model.outputs[0].dtype)
+            return reference.repeated(batch).output(model) + offsets
 
         return SimpleNamespace(run=run, profiles=profiles or len(config.BATCH_PROFILES[model.name]))
 
@@ -868,7 +931,15 @@ def test_engines_that_pass_are_published_and_used_again(
     run_folder[:] = [halved[0] / V15]
     monkeypatch.setattr(tensorrt, "Engine", engine(0))
     said: list[str] = []
-    pipeline.publish(halved[0], V15, "tensorrt", tmp_path, said.append)
+    checks: list[gate.Check] = []
+    pipeline.publish(halved[0], V15, "tensorrt", tmp_path, said.append, checks.extend)
+    assert [(check.graph, check.batch) for check in checks] == [
+        *(("unet, profile 0", batch) for batch in (1, 4, 5, 8, 16)),
+        *(("unet, profile 1", batch) for batch in (1, 4)),
+        *(("unet, profile 2", batch) for batch in (1, 4, 5, 8, 16)),
+        *(("vae_decoder, profile 0", batch) for batch in (1, 4, 5, 8, 16)),
+        *(("vae_encoder, profile 0", batch) for batch in (1, 4, 5, 8)),
+    ]
     assert sorted(path.name for path in (tmp_path / "tensorrt/unet/1").iterdir()) == ["model.plan"]
     assert (tmp_path / "tensorrt/vae_encoder/1/model.plan").read_bytes() == b"plan"
     engines = {path.name for path in (halved[0] / V15 / "engines").iterdir()}
@@ -886,7 +957,10 @@ def test_an_engine_that_computes_something_else_is_not_published(
 ) -> None:
     run_folder[:] = [halved[0] / V15]
     monkeypatch.setattr(tensorrt, "Engine", engine(1))
-    with pytest.raises(ExportRefused, match="'unet' refused"):
+    with pytest.raises(ExportRefused, match="'unet, profile 0' refused at batch 1, frame 0: maximum error"):
+        pipeline.publish(halved[0], V15, "tensorrt", tmp_path)
+    monkeypatch.setattr(tensorrt, "Engine", engine(1, only=(2, 16)))  # right at 8, wrong at 16
+    with pytest.raises(ExportRefused, match="'unet, profile 2' refused at batch 16, frame 0"):
         pipeline.publish(halved[0], V15, "tensorrt", tmp_path)
     monkeypatch.setattr(tensorrt, "Engine", engine(0, profiles=1))
     with pytest.raises(EngineFailed, match="it has 1 optimisation profiles instead of 3"):
@@ -982,10 +1056,36 @@ def test_half_graphs_run_in_triton_and_the_queue_knows_priority_and_time(
         (tmp_path / V15).symlink_to(tmp_path)
         with pytest.raises(SystemExit):
             served.main(["--url", server.grpc_url, "--models-dir", str(tmp_path)])
-        assert "refused: graph 'unet' refused at batch 1" in " ".join(capsys.readouterr().out.split())
-    assert [line.split("│")[1].strip() for line in table.splitlines() if "│ " in line and "error" not in line] == [
-        name for name in ("unet", "vae_decoder", "vae_encoder", "lipsync") for _ in range(2)
-    ]
+        assert "refused: graph 'unet' refused at batch 1, frame 0: maximum error" in " ".join(
+            capsys.readouterr().out.split()
+        )
+    assert rows(table) == HELD
+
+
+# Models and batch sizes, as Triton's answers are held.
+HELD = [
+    *(("unet", batch) for batch in (1, 4, 5, 8, 16)),
+    *(("vae_decoder", batch) for batch in (1, 4, 5, 8, 16)),
+    *(("vae_encoder", batch) for batch in (1, 4, 5, 8)),
+    *(("lipsync", batch) for batch in (1, 4, 5, 8, 16)),
+]
+
+
+def rows(table: str) -> list[tuple[str, int]]:
+    """Graph and batch of each row of a printed table of errors."""
+    cells = [line.split("│") for line in table.splitlines() if "│ " in line and "error" not in line]
+    return [(row[1].strip(), int(row[3])) for row in cells]
+
+
+def test_the_demo_is_held_to_torch_at_every_size_that_serves(
+    triton: EmbeddedTriton, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = demo.build(0)
+    trained.load(networks, exported / "models/demo")
+    (tmp_path / "demo").mkdir()
+    samples.reference(networks).save(tmp_path / "demo")
+    served.main(["--url", triton.grpc_url, "--profile", "demo", "--models-dir", str(tmp_path)])
+    assert rows(capsys.readouterr().out) == HELD
 
 
 def test_a_triton_that_is_not_there_is_named(

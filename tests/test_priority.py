@@ -17,7 +17,7 @@ from gateway.engine import Engine, SyncRequest
 from gateway.metrics import Metrics
 from gateway.shared_memory import PREFIX
 from gateway.triton import Batch, TritonClient
-from lipserve.contract import LIPSYNC, MAX_BATCH_SIZE, VAE_ENCODER, Priority
+from lipserve.contract import LIPSYNC, VAE_ENCODER, Priority
 from lipserve.embedded import EmbeddedTriton
 from lipserve.errors import ServiceBusy
 from lipserve.settings import Settings
@@ -64,7 +64,7 @@ def test_live_passes_batch_and_batch_does_not(asker: TritonClient) -> None:
 
 def test_a_full_queue_is_said_to_be_full(asker: TritonClient) -> None:
     # 64 may wait. Not many more: Triton 2.51 was once seen to crash on 192.
-    batches = [submit(asker, 1, Priority.BATCH) for _ in range(64 + 2 * MAX_BATCH_SIZE)]
+    batches = [submit(asker, 1, Priority.BATCH) for _ in range(64 + 4 * LIPSYNC.max_batch_size)]
     refused: list[ServiceBusy] = []
     for batch in batches:
         try:
@@ -72,7 +72,7 @@ def test_a_full_queue_is_said_to_be_full(asker: TritonClient) -> None:
         except ServiceBusy as busy:
             refused.append(busy)
         batch.release()
-    assert 0 < len(refused) <= 2 * MAX_BATCH_SIZE
+    assert 0 < len(refused) <= 4 * LIPSYNC.max_batch_size
     assert "queue is too long" in refused[0].message
     assert refused[0].retry_after
     assert submit(asker, 1, Priority.LIVE).faces().shape == (1, 256, 256, 3)

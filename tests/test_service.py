@@ -8,6 +8,7 @@ import re
 import shutil
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from gateway.app import create_app
 from gateway.avatars import AvatarCache
 from gateway.engine import Engine, SyncRequest
 from gateway.metrics import Metrics
+from gateway.triton import TritonClient
+from lipserve.contract import CROPS, FACE_LATENTS
 from lipserve.embedded import EmbeddedTriton
 from lipserve.errors import AvatarDamaged
 from lipserve.media import VideoReader, read_sound
@@ -142,15 +145,68 @@ def test_the_clip_runs_forward_then_backward(client: TestClient, lisa: str, tmp_
 
 
 def test_the_batch_size_changes_nothing_that_can_be_seen(client: TestClient, lisa: str, tmp_path: Path) -> None:
-    sound = write_sound(tmp_path / "a.wav", tone(0.6), 16000)
+    sound = write_sound(tmp_path / "a.wav", tone(1.4), 16000)  # 35 frames: of 32 at once, the networks take 16
     videos = []
     for size in (1, 4, 32):
         file = tmp_path / f"{size}.mp4"
         file.write_bytes(say(client, sound, batch_size=size))
         with VideoReader(file, 25, 10, 10**7) as frames:
             videos.append(np.stack(list(frames)).astype(np.int16))
-    assert np.abs(videos[0] - videos[1]).mean() < 0.5
-    assert np.abs(videos[0] - videos[2]).mean() < 0.5
+    assert [len(video) for video in videos] == [35, 35, 35]
+    assert np.abs(videos[0] - videos[1]).mean(axis=(1, 2)).max() < 0.5
+    assert np.abs(videos[0] - videos[2]).mean(axis=(1, 2)).max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("frames", "batches"),
+    [(1, [1]), (8, [8]), (15, [15]), (16, [16]), (17, [16, 1]), (31, [16, 15]), (32, [16, 16])],
+)
+def test_a_batch_size_beyond_the_networks_own_is_split(
+    frames: int,
+    batches: list[int],
+    lisa: str,
+    settings: Settings,
+    triton: EmbeddedTriton,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound, video, sent = write_sound(tmp_path / "a.wav", tone(frames / 25), 16000), tmp_path / "out.mp4", []
+    engine = Engine(settings, triton.grpc_url)
+    batch = engine.triton.batch
+    monkeypatch.setattr(engine.triton, "batch", lambda n, priority: sent.append(n) or batch(n, priority))
+    try:
+        assert engine.lip_sync(SyncRequest(lisa, batch_size=32), sound, video).frames == frames
+    finally:
+        engine.close()
+    assert sent == batches
+    assert facts(video)["frames"] == frames
+
+
+@pytest.mark.parametrize(
+    ("crops", "batches"),
+    [(1, [1]), (8, [8]), (15, [8, 7]), (16, [8, 8]), (17, [8, 8, 1]), (31, [8, 8, 8, 7]), (32, [8, 8, 8, 8])],
+)
+def test_faces_are_encoded_in_batches_that_the_encoder_takes(
+    crops: int, batches: list[int], triton: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order: each crop is of one grey level, brighter than the one before."""
+    faces = np.empty((crops, *CROPS.shape), np.uint8)
+    faces[:] = 7 * np.arange(crops)[:, None, None, None]
+    client, sent = TritonClient(triton.grpc_url, 60, Metrics()), []
+    infer = client.grpc.infer
+
+    def counted(name: str, inputs: Any, **options: Any) -> Any:
+        sent.append(inputs[0].shape()[0])
+        return infer(name, inputs, **options)
+
+    monkeypatch.setattr(client.grpc, "infer", counted)
+    latents = client.encode_faces(faces)
+    assert sent == batches
+    assert (latents.shape, latents.dtype) == ((crops, *FACE_LATENTS.shape), np.float16)
+    alone = np.concatenate([client.encode_faces(face[None]) for face in faces])
+    assert np.abs(latents.astype(np.float64) - alone).max() < 0.01
+    assert crops == 1 or np.abs(np.diff(alone.astype(np.float64), axis=0)).max(axis=(1, 2, 3)).min() > 0.02
+    client.close()
 
 
 @pytest.mark.parametrize(("fps", "frames"), [(30, 36), (10, 12), (1, 1), (60, 72)])

@@ -26,7 +26,7 @@ from gateway.shared_memory import FOLDER, OFFSETS, PREFIX, SLOT_BYTES, TENSORS, 
 from gateway.triton import GROW_AGAIN, Batch, RegisteredSlots, TritonClient
 from lipserve import claims
 from lipserve.colour import U8
-from lipserve.contract import FACES, MAX_BATCH_SIZE
+from lipserve.contract import FACES, LIPSYNC
 from lipserve.embedded import EmbeddedTriton
 from lipserve.errors import Cancelled, SharedMemoryUnusable, TritonFailed, TritonUnavailable
 from lipserve.settings import Settings, SharedMemoryMode
@@ -94,15 +94,15 @@ def test_a_slot_holds_the_largest_batch_and_its_tensors_do_not_touch() -> None:
         assert (FOLDER / slot.name).stat().st_size == SLOT_BYTES
         assert (FOLDER / slot.name).stat().st_blocks * 512 >= SLOT_BYTES  # reserved, not only promised
         assert (FOLDER / slot.name).stat().st_mode & 0o777 == 0o600
-        views = [slot.array(tensor, MAX_BATCH_SIZE) for tensor in TENSORS]
+        views = [slot.array(tensor, LIPSYNC.max_batch_size) for tensor in TENSORS]
         for number, view in enumerate(views, 1):
             view[:] = number
         for number, (tensor, view) in enumerate(zip(TENSORS, views, strict=True), 1):
             assert (view == number).all()
-            assert view.shape == (MAX_BATCH_SIZE, *tensor.shape)
+            assert view.shape == (LIPSYNC.max_batch_size, *tensor.shape)
             assert OFFSETS[tensor] % 4096 == 0
-        with pytest.raises(ValueError, match="33"):
-            slot.array(FACES, 33)
+        with pytest.raises(ValueError, match="1 to 16 frames, not 17"):
+            slot.array(FACES, 17)
     finally:
         slot.close()
     assert not (FOLDER / slot.name).exists()
@@ -253,7 +253,7 @@ def test_who_is_not_wanted_any_more_waits_for_no_batch(triton: EmbeddedTriton, m
 
 def test_faces_are_the_same_both_ways(shared: TritonClient, triton: EmbeddedTriton) -> None:
     wire = client_of(triton, "off")
-    for frames in (1, 8, MAX_BATCH_SIZE):
+    for frames in (1, 8, LIPSYNC.max_batch_size):
         assert (faces_of(shared, frames, frames) == faces_of(wire, frames, frames)).all()
     assert sent(shared.metrics, "shared_memory") == 3
     assert sent(wire.metrics, "shared_memory") == 0
@@ -450,7 +450,7 @@ def test_a_triton_started_anew_learns_the_regions_again(exported: Path, tmp_path
         expected = faces_of(client, 1)
         assert own.pid is not None
         first = own.pid
-        with client.batch(MAX_BATCH_SIZE) as lost:
+        with client.batch(LIPSYNC.max_batch_size) as lost:
             fill(lost, 2)
             lost.send()
             os.kill(first, signal.SIGKILL)
