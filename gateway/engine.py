@@ -317,7 +317,7 @@ class Engine:
                 with watch.stage("features"):
                     heard.batch(start, stop, batch.features)
                 avatar.read_latents(indices, batch.latents)
-                batch.send()
+                batch.send(cancelled)
 
         try:
             for _ in range(self._settings.batches_in_flight):
