@@ -3,7 +3,7 @@
     python benchmarks/stress.py                                    # ten starts, 10 000 requests each, both transports
     python benchmarks/stress.py --networks demo --starts 2 --requests 2000
     python benchmarks/stress.py --places 256                       # more at Triton at once than a gateway sends
-    python benchmarks/stress.py --cancel 32 --transports off         # what the gateway does no more: Triton crashes
+    python benchmarks/stress.py --cancel 192 --places 256          # what the gateway does no more: Triton crashes
 
 Each request is one frame for the ensemble, of either priority. They go through the gateway's own client, whose answers
 are held to what was asked: the models of no cost give back the mark that the request carries. A share of the requests
@@ -44,6 +44,7 @@ from lipserve.errors import LipserveError, ServiceBusy
 from lipserve.settings import Settings, SharedMemoryMode
 
 THREADS = 8
+KILLED_OUTSTANDING = 64  # open at once at a gateway that will be killed
 TIMEOUT = 60.0  # seconds, of one request
 MARKS = 200  # different ones: whole numbers, exact as FP16 and as uint8
 
@@ -236,8 +237,11 @@ class Gateway:
                 counts["busy"] += 1
             except LipserveError:
                 counts["failed"] += 1
-        while pending:
-            counts[self._receive(*pending.popleft())] += 1
+        for mark, batch in pending:
+            if goes_on():
+                counts[self._receive(mark, batch)] += 1
+            else:
+                batch.release()
         return counts
 
     def _sent(self, mark: int) -> Batch:
@@ -265,7 +269,7 @@ class Gateway:
 
 def kill_gateways(url: str, transport: str, load: Load, done: threading.Event, gateways: list[int]) -> None:
     """One after the other, each in the middle of its requests."""
-    options = {"gateway": url, "transports": transport, "outstanding": load.outstanding, "places": load.places}
+    options = {"gateway": url, "transports": transport, "outstanding": KILLED_OUTSTANDING, "places": load.places}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
     for _ in range(load.kills):
         process = subprocess.Popen(command, cwd=ROOT)
