@@ -382,7 +382,7 @@ class Engine:
                 avatar.read_latents(indices, batch.latents)
                 if lower:
                     avatar.read_norm_sums(indices, batch.norm_sums)
-                batch.send()
+                batch.send(cancelled)
 
         try:
             for _ in range(self._settings.batches_in_flight):

@@ -1,6 +1,9 @@
 """Everything that talks to Triton. The only module that imports tritonclient; its errors end here.
 
 A batch's tensors lie in shared memory where Triton is on the same host, and travel in gRPC messages otherwise.
+
+No inference is cancelled at Triton, nor given a deadline, which comes to the same there: Triton 2.51 may end with
+SIGSEGV of that (docs/decisions/0018-triton-under-many-small-requests.md). Whoever has waited long enough walks away.
 """
 
 import logging
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from gateway.metrics import Metrics
+from gateway.places import WAIT_STEP, Places
 from gateway.shared_memory import OFFSETS, SLOT_BYTES, Slot, SlotPool, exists, is_ours, remove_stale, tensor_bytes
 from lipserve.colour import U8
 from lipserve.contract import (
@@ -41,16 +45,20 @@ from lipserve.settings import SharedMemoryMode
 
 log = logging.getLogger(__name__)
 
-# A server that comes back is found within a second, not after gRPC's usual two minutes.
+# A server that comes back is found within a second, not after gRPC's usual two minutes. A host that is gone without a
+# word is noticed: by what it does not acknowledge, or by a ping. Triton takes more pings than one in 5 min amiss.
 CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 60_000),
 ]
 CONTROL_TIMEOUT = 5.0  # seconds, for questions that need no computing
-WAIT_STEP = 0.5  # seconds, after which whoever waits for a batch looks whether it is still wanted
+CLOSE_TIMEOUT = 10.0  # seconds for what is at Triton to be finished: closing a connection cancels what is on it
+MAX_OUTSTANDING = 32  # inferences of one gateway at Triton: as fast as more, and half of what its queues take
 GROW_AGAIN = 60.0  # seconds after which the system is asked anew for memory that it did not have
 LOAD_TIMEOUT = 600.0  # seconds: engines with CUDA graphs take minutes to warm up
 _GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
@@ -69,9 +77,13 @@ class TritonClient:
         self.url = url
         self.timeout, self.metrics = timeout, metrics
         self.grpc = grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        self.places = Places(MAX_OUTSTANDING)
         self.slots = RegisteredSlots(self.grpc, shared_memory, slots, timeout)
 
     def close(self) -> None:
+        """What is at Triton is finished first, if it is soon."""
+        if not self.places.wait_until_free(CLOSE_TIMEOUT):
+            log.warning("%d requests were not answered by Triton in %.0f s", self.places.taken, CLOSE_TIMEOUT)
         self.slots.close()
         self.grpc.close()
 
@@ -143,13 +155,8 @@ class TritonClient:
     def _inferred(self, model: Model, tensor: Tensor, values: NDArray[Any]) -> NDArray[Any]:
         """One batch of them."""
         with self.translated():
-            result = self.grpc.infer(
-                model.name,
-                _inputs(model, {tensor: values}),
-                outputs=_outputs(model),
-                priority=Priority.BATCH,
-                client_timeout=self.timeout,
-            )
+            inputs, outputs = _inputs(model, {tensor: values}), _outputs(model)
+            result = self.answer(self.submit(model, inputs, outputs, Priority.BATCH))
         answer: NDArray[Any] = result.as_numpy(model.outputs[0].name)
         return answer
 
@@ -182,14 +189,60 @@ class TritonClient:
             self.grpc.is_server_live(client_timeout=CONTROL_TIMEOUT)
             self.slots.reserve()
 
+    def submit(
+        self,
+        model: Model,
+        inputs: list[grpc.InferInput],
+        outputs: list[grpc.InferRequestedOutput],
+        priority: Priority,
+        cancelled: Event | None = None,
+    ) -> Future[Any]:
+        """Send an inference as soon as it may have a place at Triton, which it keeps until Triton has answered.
+
+        Raises ServiceBusy if none was free in time, and Cancelled.
+        """
+        if not self.places.take(priority, self.timeout, cancelled):
+            raise ServiceBusy(
+                f"Triton is at work on {self.places.taken} requests of this gateway, and had no place for another one "
+                f"in {self.timeout:g} s.",
+                "Try again in a few seconds.",
+            )
+        future: Future[Any] = Future()
+        future.add_done_callback(lambda _: self.places.give_back())
+
+        def done(result: Any, error: InferenceServerException | None) -> None:
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        try:
+            self.grpc.async_infer(model.name, inputs, callback=done, outputs=outputs, priority=priority)
+        except BaseException:
+            self.places.give_back()
+            raise
+        return future
+
+    def answer(self, future: Future[Any], cancelled: Event | None = None) -> Any:
+        """Wait for it, by the clock. What is given up stays at Triton and keeps its place until it is done.
+
+        Raises InferenceServerException, TritonUnavailable and Cancelled.
+        """
+        until = time.monotonic() + self.timeout
+        while True:
+            try:
+                return future.result(WAIT_STEP)
+            except TimeoutError as exc:
+                if cancelled is not None and cancelled.is_set():
+                    raise Cancelled("The request was cancelled.") from exc
+                if time.monotonic() > until:
+                    raise self.unavailable() from exc
+
     @contextmanager
     def translated(self) -> Iterator[None]:
         try:
             yield
         except InferenceServerException as exc:
-            status = str(exc.status())
-            if "CANCELLED" in status and "Locally cancelled" in str(exc.message()):
-                raise Cancelled("The request was cancelled.") from exc
             if any(words in str(exc.message()) for words in _QUEUE_FULL):
                 raise ServiceBusy("Triton's queue is too long.", "Try again in a few seconds.") from exc
             if _is_gone(exc) or "unavailable" in str(exc.message()).lower():
@@ -221,7 +274,6 @@ class Batch:
             for tensor in model.inputs
         }
         self._future: Future[Any] | None = None
-        self._call: Any = None
         self._released = False
 
     @property
@@ -241,11 +293,15 @@ class Batch:
             raise RuntimeError("a batch is filled before it is sent")
         return self._arrays[tensor]
 
-    def send(self) -> None:
-        """To the ensemble; returns at once."""
+    def send(self, cancelled: Event | None = None) -> None:
+        """To the ensemble; waits only while MAX_OUTSTANDING others of this gateway are there.
+
+        Raises ServiceBusy if that takes too long or, once `cancelled` is set, Cancelled.
+        """
         if self._released or self._future is not None:
             raise RuntimeError("a batch is sent once")
-        self._send()
+        with self._client.translated():
+            self._send(cancelled)
 
     def faces(self, cancelled: Event | None = None) -> U8:
         """Waits: uint8 (n, 256, 256, 3) BGR, read-only. Raises TritonUnavailable, ServiceBusy, TritonFailed or, once
@@ -254,7 +310,7 @@ class Batch:
             raise RuntimeError("a batch has faces between send and release")
         with self._client.translated():
             try:
-                result = self._result(cancelled)
+                result = self._client.answer(self._future, cancelled)
             except InferenceServerException as exc:
                 if not (self._shared and _has_forgotten(exc)):
                     raise
@@ -267,17 +323,16 @@ class Batch:
         return faces
 
     def release(self) -> None:
-        """Its memory may be used for another batch as soon as Triton is done with it. Never waits."""
+        """Its memory may be used for another batch as soon as Triton is done with it, which goes on. Never waits."""
         if self._released:
             return
         self._released = True
         future, slot = self._future, self._slot
         if slot is None:
-            if future is not None and not future.done():
-                self._call.cancel()
-        elif future is None:
+            return
+        if future is None:
             self._client.slots.put_back(slot)
-        else:  # not cancelled: Triton would go on and write, and there would be no word of its end
+        else:
             future.add_done_callback(lambda done: self._client.slots.take_back(slot, done.exception()))
 
     def __enter__(self) -> Self:
@@ -286,54 +341,22 @@ class Batch:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _send(self) -> None:
-        future: Future[Any] = Future()
-        self._future = future
-
-        def done(result: Any, error: InferenceServerException | None) -> None:
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
+    def _send(self, cancelled: Event | None) -> Future[Any]:
         slot = self._slot if self._shared else None
+        inputs, outputs = _inputs(self._model, self._arrays, slot), _outputs(self._model, slot, self._frames)
+        self._future = future = self._client.submit(self._model, inputs, outputs, self._priority, cancelled)
         metrics = self._client.metrics
         metrics.batches("grpc" if slot is None else "shared_memory")
-        try:
-            # In shared memory a deadline would end our wait, not Triton's writing: _result waits by the clock instead.
-            self._call = self._client.grpc.async_infer(
-                self._model.name,
-                _inputs(self._model, self._arrays, slot),
-                callback=done,
-                outputs=_outputs(self._model, slot, self._frames),
-                priority=self._priority,
-                client_timeout=self._client.timeout if slot is None else None,
-            )
-        except BaseException:
-            self._future = None
-            raise
         metrics.batches_in_flight.inc()
         future.add_done_callback(lambda _: metrics.batches_in_flight.dec())
-
-    def _result(self, cancelled: Event | None) -> Any:
-        assert self._future is not None
-        until = time.monotonic() + self._client.timeout
-        while True:
-            try:
-                return self._future.result(WAIT_STEP)
-            except TimeoutError as exc:
-                if cancelled is not None and cancelled.is_set():
-                    raise Cancelled("The request was cancelled.") from exc
-                if self._shared and time.monotonic() > until:  # over gRPC the call has a deadline of its own
-                    raise self._client.unavailable() from exc
+        return future
 
     def _again(self, cancelled: Event | None) -> Any:
         """Triton was started anew and knows no regions: once more, with the slot or, if that is refused, without."""
         assert self._slot is not None
         self._slot.registered = False
         self._shared = self._client.slots.register(self._slot)
-        self._send()
-        return self._result(cancelled)
+        return self._client.answer(self._send(cancelled), cancelled)
 
 
 class RegisteredSlots:

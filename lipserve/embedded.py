@@ -2,8 +2,8 @@
 
 It is started on given or free ports, waited for, started again if it dies, and stopped. It never outlives this process:
 the kernel ends it when its parent is gone (PR_SET_PDEATHSIG), and its Python stubs watch it in turn. What it prints is
-kept in a log file. What is left when both are killed at once, the next start removes. Knows nothing of models beyond
-the folder they are in, and whether all are loaded at first or none.
+kept in a log file. What is left when both are killed at once, or of a server that hung then, the next start removes.
+Knows nothing of models beyond the folder they are in, and whether all are loaded at first or none.
 """
 
 import http.client
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT = 120.0  # seconds
 STOP_TIMEOUT = 10.0  # seconds, then SIGKILL
+DYING = b"Signal ("  # begins the line that a server prints when it crashes
 RESTART_DELAYS = (0.5, 1, 2, 5, 10)  # seconds before the n-th restart in a row; the last one repeats
 STABLE_AFTER = 60.0  # seconds of life after which a crash counts as the first again
 KEEP_LOG_BYTES = 20_000_000  # an older log beyond this is set aside as .1
@@ -237,21 +238,29 @@ class EmbeddedTriton:
     def _run(self) -> int:
         """Start the child, stay until it has ended, by itself or because of `stop`, and return its exit code. Raises
         OSError or LipserveError if it cannot be started."""
-        with self.log_file.open("ab") as out:
+        with self.log_file.open("ab") as out, self.log_file.open("rb") as said:
+            said.seek(0, os.SEEK_END)
             self._process = process = subprocess.Popen(
                 self._command(), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
             )
-        while process.poll() is None and not self._stopping.wait(0.1):
-            pass
+            while process.poll() is None and not self._stopping.wait(0.1):
+                if any(line.startswith(DYING) for line in said):
+                    break
         if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self._end(process)
         self._clean_up_after(process)
         return process.returncode
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """One that crashes wants to say where, for which it needs memory: after a damaged heap it hangs, for ever."""
+        if self._stopping.is_set():
+            process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            log.error("tritonserver hangs at its end; it is killed")
+            process.kill()
+            process.wait()
 
     def _clean_up_after(self, process: subprocess.Popen[bytes]) -> None:
         """What a killed server leaves: stubs that wait for it for ever, if it died in the middle of a request, and
@@ -300,10 +309,10 @@ class EmbeddedTriton:
 
 
 def remove_stale() -> None:
-    """End the stubs and remove the regions of servers that were killed together with their parents."""
+    """End what runs, and remove the regions, of servers that were killed or hung when their parents were killed."""
     for file in abandoned(SHARED_MEMORY, f"{PREFIX}*{CLAIM}"):
         prefix = _prefix(file.name)
-        _kill_stubs(prefix)
+        _kill_left(prefix)
         _remove_regions(prefix)
 
 
@@ -318,16 +327,19 @@ def _remove_regions(prefix: str) -> None:
             region.unlink()
 
 
-def _kill_stubs(prefix: str) -> None:
-    """A stub's command line names its region, and no other server's regions begin like it. Those in other containers
-    are not seen."""
+def _kill_left(prefix: str) -> None:
+    """A server's command line ends with the prefix of its regions, a stub's names its region, and no other server's
+    begin like it. Those in other containers are not seen."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             handle = os.pidfd_open(int(folder.name))  # before the look at it: a process id may be another's by then
             try:
                 program, *arguments = (folder / "cmdline").read_bytes().split(b"\0")
-                ours = any(argument.startswith(prefix.encode()) for argument in arguments)
-                if ours and program.endswith(b"triton_python_backend_stub"):
+                stub = any(argument.startswith(prefix.encode()) for argument in arguments)
+                server = any(argument.endswith(f"={prefix}".encode()) for argument in arguments)
+                if (stub and program.endswith(b"triton_python_backend_stub")) or (
+                    server and program.endswith(b"bin/tritonserver")
+                ):
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
             finally:
                 os.close(handle)

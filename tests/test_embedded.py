@@ -162,6 +162,41 @@ class FakeTriton(EmbeddedTriton):
         return self.pid is not None
 
 
+class HangingTriton(FakeTriton):
+    """A process that says that it crashes, and does not end, whatever it is asked; as Triton with a damaged heap."""
+
+    def _command(self) -> list[str]:
+        hang = "import signal, time; signal.signal(15, signal.SIG_IGN); print('Signal (11) received.', flush=True)"
+        return [sys.executable, "-c", f"{hang}; time.sleep(600)"]
+
+
+def test_a_server_that_hangs_at_its_end_is_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "RESTART_DELAYS", (0.01,))
+    monkeypatch.setattr(module, "STOP_TIMEOUT", 0.5)
+    with HangingTriton(tmp_path, tmp_path, tmp_path) as server:
+        first = server.pid
+        assert first is not None
+        wait_for(lambda: server.pid not in (None, first), 20)
+        assert not is_running(first)
+    assert server.pid is None
+    assert "tritonserver ended with -9; starting it again in 0.01 s" in caplog.text
+
+
+def test_a_server_that_hung_when_its_parent_was_killed_is_ended_by_the_next_start(
+    exported: Path, tmp_path: Path
+) -> None:
+    with parent_of_triton(exported, tmp_path) as (parent, triton, _):
+        os.kill(triton, signal.SIGSTOP)  # so that it does not end at its parent's end
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait(60)
+        assert is_running(triton)
+        module.remove_stale()
+        wait_for(lambda: not is_running(triton), 10)
+        assert not list(Path("/dev/shm").glob(f"lipserve_{parent.pid}_*"))
+
+
 def fail_starts(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> list[int]:
     """Let these Popen calls, counted from 0, fail for want of memory; returns the list of all calls that follow."""
     real, calls = subprocess.Popen, []

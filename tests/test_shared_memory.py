@@ -239,6 +239,7 @@ def test_memory_that_is_short_for_a_while_is_asked_for_again(monkeypatch: pytest
 def test_who_is_not_wanted_any_more_waits_for_no_batch(triton: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     client, cancelled = client_of(triton, "off"), threading.Event()
     monkeypatch.setattr(client.grpc, "async_infer", lambda *_, **__: None)  # a Triton that hangs
+    monkeypatch.setattr("gateway.triton.CLOSE_TIMEOUT", 0.0)
     batch = client.batch(1)
     fill(batch, 0)
     batch.send()
