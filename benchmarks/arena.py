@@ -95,12 +95,12 @@ def main() -> None:
 
 def measured(folder: Path, size: str, decoder: str, name: str, args: argparse.Namespace) -> list[Row]:
     """A model's rows, one for each of `WAYS`."""
-    from export.arena import write_unnamed
+    from export.arena import write_for_onnxruntime
     from export.memory import peak_activations
 
     named = prepared(folder, size, decoder, name)
     unnamed = named.with_name(f"unnamed-{named.name}")
-    write_unnamed(named, unnamed)
+    write_for_onnxruntime(named, unnamed)
     alive = peak_activations(named, args.largest) / 1e6
     # Of the largest, in sixteenths: what warms the models of 16, those of 8 as if they had a half of theirs as well.
     sizes = sorted({max(1, args.largest * share // 16) for share in (1, 8, 16)})

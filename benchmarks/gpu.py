@@ -460,7 +460,7 @@ def write_graphs(folder: Path, names: list[str]) -> None:
 
 
 def write_one(folder: Path, stage: str, path: Path) -> None:
-    from export.arena import write_unnamed
+    from export.arena import write_for_onnxruntime
     from export.bundle import data_file
     from export.half import halve
     from export.onnx_graphs import write_graph
@@ -474,7 +474,7 @@ def write_one(folder: Path, stage: str, path: Path) -> None:
     if stage != ENCODER:
         halve(graph.module)
     write_graph(graph, fresh, "random", folded=True)
-    write_unnamed(fresh, served(path))  # as the target onnx has it
+    write_for_onnxruntime(fresh, served(path))  # as the target onnx has it
     if data_file(fresh).is_file():
         data_file(fresh).replace(data_file(path))
     fresh.replace(path)

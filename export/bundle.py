@@ -95,10 +95,11 @@ def is_exported(folder: Path, precision: str, decoder: str) -> bool:
         return False
 
 
-def open_graph(path: Path) -> onnxruntime.InferenceSession:
-    """A session on the CPU. Large graphs run as they are: optimising and packing would hold their weights thrice."""
+def open_graph(path: Path, large: bool | None = None) -> onnxruntime.InferenceSession:
+    """A session on the CPU. Large graphs, by default those with a file of weights, run as they are: optimising and
+    packing would hold their weights thrice."""
     options = onnxruntime.SessionOptions()
-    if data_file(path).is_file():
+    if large if large is not None else data_file(path).is_file():
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False

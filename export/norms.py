@@ -7,6 +7,8 @@ the bytes; its InstanceNormalization sums in float32 whatever it is given.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -15,8 +17,9 @@ CHAIN = ("Reshape", "InstanceNormalization", "Reshape", "Mul", "Add", "Cast")
 SUFFIX = "/fp16"
 
 
-def narrow_norms(model: onnx.ModelProto) -> int:
-    """Take the casts around the group norms of a graph away, in place; returns how many norms there were."""
+def narrow_norms(model: onnx.ModelProto, folder: Path) -> int:
+    """Take the casts around the group norms of a graph away, in place; returns how many norms there were. folder: where
+    weights outside of the graph's own file lie."""
     graph = model.graph
     constants = {constant.name: constant for constant in graph.initializer}
     users: dict[str, list[NodeProto]] = {}
@@ -38,7 +41,7 @@ def narrow_norms(model: onnx.ModelProto) -> int:
         gone += [id(first), id(chain[-1])]
     kept = [node for node in nodes if id(node) not in gone]
     for name, narrow in narrowed.items():
-        values = numpy_helper.to_array(constants[name]).astype(np.float16)
+        values = numpy_helper.to_array(constants[name], str(folder)).astype(np.float16)
         graph.initializer.append(numpy_helper.from_array(values, narrow))
     used = {name for node in kept for name in node.input} | {output.name for output in graph.output}
     stay = [constant for constant in graph.initializer if constant.name in used]

@@ -13,10 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.bundle import HALVED, Bundle, data_file, graph_file, read_bundle
-from export.gate import HEADROOM, REFERENCE
+from export.bundle import HALVED, Bundle, data_file, graph_file, open_graph, read_bundle
+from export.gate import HEADROOM, REFERENCE, Reference, hold
 from export.profiles import FP16, FP32, UNETS, precision
-from export.repository import TENSORRT, move_file, require_target, write_repository
+from export.repository import (
+    ONNX,
+    TENSORRT,
+    graph_path,
+    move_file,
+    require_target,
+    served_models,
+    write_repository,
+)
 from lipserve import contract
 
 if TYPE_CHECKING:
@@ -177,5 +185,27 @@ def publish(
         from export.tensorrt import build_engines
 
         files = build_engines(folder, bundle, say, checked or (lambda checks: None))
-    write_repository(repository_dir, target, files, bundle.weights_id)
+    if target == ONNX and profile in UNETS:
+        reference = Reference.load(folder)
+
+        def check(written: Path) -> None:
+            say("checking what ONNX Runtime gets")
+            _hold_written(written, bundle, reference)
+
+        write_repository(repository_dir, target, files, bundle.weights_id, check)
+    else:
+        write_repository(repository_dir, target, files, bundle.weights_id)
     return bundle
+
+
+def _hold_written(repository: Path, bundle: Bundle, reference: Reference) -> None:
+    """Graphs rewritten for ONNX Runtime, held to the reference once more, one frame and all of them. Raises
+    ExportRefused."""
+    for model in served_models(bundle.files):
+        if model.name in HALVED:
+            large = data_file(bundle.files[model.name]).is_file()
+            session, (output,) = open_graph(graph_path(repository, model, ONNX), large), model.outputs
+            for batch in (1, len(reference)):
+                frames = reference.repeated(batch)
+                (actual,) = session.run([output.name], frames.feeds(model))
+                hold(model, frames.output(model), actual, f"{model.name}, rewritten")

@@ -5,7 +5,7 @@ Knows which files lie where and puts them there in one move; what is in them com
 """
 
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -70,8 +70,15 @@ def graph_path(folder: Path, model: contract.Model, target: str = CPU) -> Path:
     return folder / model.name / VERSION / ("model.plan" if target == TENSORRT else "model.onnx")
 
 
-def write_repository(repository: Path, target: str, graphs: Mapping[str, Path], weights_id: str) -> Path:
-    """Write `repository/<target>` from ONNX files, or engines, by model name, replacing what was there."""
+def write_repository(
+    repository: Path,
+    target: str,
+    graphs: Mapping[str, Path],
+    weights_id: str,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> Path:
+    """Write `repository/<target>` from ONNX files, or engines, by model name, replacing what was there. `check` looks
+    at the new folder first, and may raise."""
     require_target(target)
     destination = repository / target
     with replaced(destination) as folder:
@@ -84,6 +91,7 @@ def write_repository(repository: Path, target: str, graphs: Mapping[str, Path], 
             if target == CPU:
                 shutil.copyfile(BACKEND_MODEL, place.with_name("model.py"))
         _model_folder(folder, contract.LIPSYNC, ensemble_config(weights_id, ensemble(graphs)))
+        check(folder)
     return destination
 
 
@@ -96,9 +104,9 @@ def _model_folder(folder: Path, model: contract.Model, config: str) -> None:
 
 def _copy(graph: Path, place: Path, target: str) -> None:
     if target == ONNX:
-        from export.arena import write_unnamed  # with onnx, which the target cpu goes without
+        from export.arena import write_for_onnxruntime  # with onnx, which the target cpu goes without
 
-        write_unnamed(graph, place)
+        write_for_onnxruntime(graph, place)
     else:
         shutil.copyfile(graph, place)
 

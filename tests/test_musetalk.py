@@ -45,7 +45,7 @@ from export import (  # noqa: E402
     tensorrt,
 )
 from export import triton_config as config  # noqa: E402
-from export.arena import write_unnamed  # noqa: E402
+from export.arena import write_for_onnxruntime  # noqa: E402
 from export.checkpoints import modern_attention, read_state  # noqa: E402
 from export.cli import app  # noqa: E402
 from export.errors import (  # noqa: E402
@@ -599,7 +599,7 @@ def test_graphs_for_onnx_runtime_on_a_gpu_have_no_name_for_the_batch(
 def test_the_arena_holds_less_the_way_it_is_served(halved: tuple[Path, list[pipeline.Written]], tmp_path: Path) -> None:
     """Of the VAE's encoder, which is float32, so that a CPU runs it without casts."""
     named, unnamed = halved[0] / V15 / "vae_encoder.onnx", tmp_path / "vae_encoder.onnx"
-    write_unnamed(named, unnamed)
+    write_for_onnxruntime(named, unnamed)
     patterns, before, after = (
         arena.held(graph, warm, [3, 4, 3, 4], patterns)
         for graph, warm, patterns in ((named, [1, 4], True), (named, [4, 1], False), (unnamed, [4, 1], False))
