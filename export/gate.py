@@ -28,6 +28,7 @@ GATE_BATCHES = (1, 4, 5, 8, 16)
 
 HALF_MAX = 65_504.0  # the largest number of FP16
 HEADROOM = 4.0  # times that a sample's largest activation must fit into it: other faces and voices are louder
+PSNR = 45.0  # dB, that a decoder of the lower rows may be from the whole one in these rows, at least
 
 
 @dataclass(frozen=True)

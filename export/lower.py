@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.errors import GraphUnfit, LowerDecoderOff
+from export.gate import PSNR
 from export.modules import FaceDecoder, FaceEncoder, network_dtype
 from lipserve import contract
 
-PSNR = 45.0  # dB, under the mask, that the whole decoder and this one may be apart
 UPSAMPLED = 3  # how often the decoder doubles its rows: from 32 to 256
 
 Normalise = Callable[[nn.GroupNorm, Tensor], Tensor]

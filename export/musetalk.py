@@ -37,11 +37,11 @@ def load(models_dir: Path, profile: str, decoder: str = SD_VAE) -> Networks:
     return Networks(
         profile,
         unet=_unet(files.unet),
-        vae=_filled(AutoencoderKL, files.vae, modern_attention(read_state(files.vae.weights))),
+        vae=filled(AutoencoderKL, files.vae, modern_attention(read_state(files.vae.weights))),
         audio_encoder=WhisperStates(_whisper(files.whisper)).eval(),
         decoder=None
         if files.decoder is None
-        else _filled(AutoencoderTiny, files.decoder, read_state(files.decoder.weights)),
+        else filled(AutoencoderTiny, files.decoder, read_state(files.decoder.weights)),
         lower=decoder == LOWER,
     )
 
@@ -56,7 +56,7 @@ def _unet(files: Part) -> UNet2DConditionModel:
     found = {name: config.get(name) for name in wanted}
     if found != wanted:
         raise ConfigUnfit(files.config, f"says {found}; the contract asks for {wanted}")
-    return _filled(UNet2DConditionModel, files, read_state(files.weights))
+    return filled(UNet2DConditionModel, files, read_state(files.weights))
 
 
 def _whisper(files: Part) -> WhisperEncoder:
@@ -70,7 +70,7 @@ def _whisper(files: Part) -> WhisperEncoder:
     return _fill(encoder, whisper_encoder(read_state(files.weights)), f"the network of {files.config}")
 
 
-def _filled(kind: type[M], files: Part, state: dict[str, Tensor]) -> M:
+def filled(kind: type[M], files: Part, state: dict[str, Tensor]) -> M:
     """A network of diffusers' as its configuration file says, with these weights."""
     with torch.device("meta"):
         network: M = kind.from_config(_config(files))  # type: ignore[attr-defined]
@@ -139,6 +139,13 @@ def write_random_weights(folder: Path, seed: int, size: str = "full", profile: s
         torch.manual_seed(seed)
         for write in (_write_unet, _write_vae, _write_taesd, _write_whisper):
             write(folder, SIZES[size], profile)
+
+
+def write_random_vae(folder: Path, seed: int, size: str = "full") -> None:
+    """The VAE's files alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _write_vae(folder, SIZES[size], "")
 
 
 def _write_unet(folder: Path, sizes: dict[str, Any], profile: str) -> None:

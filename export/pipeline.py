@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.bundle import HALVED, Bundle, data_file, graph_file, open_graph, read_bundle
-from export.gate import HEADROOM, REFERENCE, Reference, hold
+from export.gate import HEADROOM, PSNR, REFERENCE, Reference, hold
 from export.profiles import FP16, FP32, UNETS, precision
 from export.repository import (
     ONNX,
@@ -53,16 +53,20 @@ def write_graphs(
     progress: Progress | None = None,
     precision: str = FP32,
     headroom: float = HEADROOM,
+    psnr: float = PSNR,
 ) -> list[Written]:
     """Export every graph of `networks` into `folder`, each checked against torch before the first is put in place.
 
     In FP16 the networks are used up: UNet and decoder have no weights afterwards. Their largest activation must then
-    fit into FP16 `headroom` times. Raises ExportRefused and HeadroomLacking.
+    fit into FP16 `headroom` times. psnr: dB, that a decoder of the lower rows may be from the whole one, at least.
+    Raises ExportRefused, HeadroomLacking and LowerDecoderOff.
     """
     say = progress or (lambda words: None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as name:
         scratch = Path(name)
+        if networks.lower:
+            _held_to_whole(networks, say, psnr)
         written = _halved(networks, scratch, say, headroom) if precision == FP16 else _plain(networks, scratch, say)
         placed = []
         for done in written:
@@ -83,8 +87,6 @@ def _plain(networks: Networks, folder: Path, say: Progress) -> list[Written]:
     from export.onnx_graphs import graphs, metadata
 
     notes = metadata(networks)
-    if networks.lower:
-        _held_to_whole(networks, say)
     _simplified(networks, say)
     # The demo's graphs are its only weights, each found again by its name; MuseTalk's weights have files of their own.
     folded = networks.profile in UNETS
@@ -115,8 +117,6 @@ def _halved(networks: Networks, folder: Path, say: Progress, headroom: float) ->
     from export.verify import verify_half
 
     notes = metadata(networks)  # before a weight changes
-    if networks.lower:
-        _held_to_whole(networks, say)
     say("computing the reference")
     kept = reference(networks, headroom)  # by the networks as they were published
     kept.save(folder)
@@ -142,13 +142,13 @@ def _halved(networks: Networks, folder: Path, say: Progress, headroom: float) ->
     return [written[graph.name] for graph in whole]
 
 
-def _held_to_whole(networks: Networks, say: Progress) -> None:
+def _held_to_whole(networks: Networks, say: Progress, psnr: float) -> None:
     """The decoder of the lower rows must draw what the whole one does. Raises LowerDecoderOff."""
     from export.lower import hold_to_whole
     from export.samples import spoken
 
     say("holding the lower rows to the whole decoder's")
-    decibels = hold_to_whole(networks.vae, *spoken())
+    decibels = hold_to_whole(networks.vae, *spoken(), psnr)
     say(f"the lower rows are {decibels:.1f} dB from the whole decoder's")
 
 
@@ -158,7 +158,8 @@ def _simplified(networks: Networks, say: Progress) -> None:
 
     if networks.profile in UNETS:
         say("folding the timestep")
-        simplify(networks)
+        moved = max(check.maximum for check in simplify(networks))
+        say(f"the timestep is folded: no output moved by more than {moved:.1e}")
 
 
 def _size(path: Path) -> int:
