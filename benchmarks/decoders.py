@@ -24,6 +24,7 @@ from export import musetalk
 from export.checkpoints import modern_attention, read_state
 from export.lower import LowerDecoder, NormSums
 from export.modules import FaceDecoder, FaceEncoder
+from export.plain import write_attention_out
 from export.portrait import BUNDLED, Mouth, Portrait
 from export.profiles import SD_VAE, VAE_WEIGHTS, Part
 from lipserve import contract
@@ -43,6 +44,7 @@ def main() -> None:
         if args.models_dir is None:
             musetalk.write_random_vae(folder, 0, args.size)
         vae = opened(folder)
+    write_attention_out(vae)  # as it is served; and its products are counted
     costs, apart = cost(vae, args.repeat), distances(vae)
     print("| decoder | GFLOP per frame | seconds, median | least |")
     print("|---|---|---|---|")
