@@ -33,7 +33,7 @@ from lipserve.errors import Cancelled
 from lipserve.media import Sound, VideoEncoding
 
 
-@pytest.mark.parametrize("name", ["host", "load", "first_frame", "gpu"])
+@pytest.mark.parametrize("name", ["host", "load", "first_frame", "gpu", "stress", "decoders"])
 def test_help(name: str) -> None:
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
