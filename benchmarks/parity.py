@@ -32,6 +32,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import cv2
@@ -232,14 +233,14 @@ class RecordingEngine(Engine):
         self.recorder = Recorder(Path(), (0, 0))
         empty = self.triton.batch
 
-        def watched(*given: Any) -> Batch:
-            batch = empty(*given)
+        def watched(*given: Any, **named: Any) -> Batch:
+            batch = empty(*given, **named)
             send = batch.send
 
-            def keep_and_send() -> None:
+            def keep_and_send(cancelled: Event | None = None) -> None:
                 self.features.extend(batch.features.copy())
                 self.latents.extend(batch.latents.copy())
-                send()
+                send(cancelled)
 
             batch.send = keep_and_send  # type: ignore[method-assign]
             return batch

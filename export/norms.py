@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 CHAIN = ("Reshape", "InstanceNormalization", "Reshape", "Mul", "Add", "Cast")
@@ -41,8 +42,7 @@ def narrow_norms(model: onnx.ModelProto, folder: Path) -> int:
         gone += [id(first), id(chain[-1])]
     kept = [node for node in nodes if id(node) not in gone]
     for name, narrow in narrowed.items():
-        values = numpy_helper.to_array(constants[name], str(folder)).astype(np.float16)
-        graph.initializer.append(numpy_helper.from_array(values, narrow))
+        graph.initializer.append(numpy_helper.from_array(_values(constants[name], folder).astype(np.float16), narrow))
     used = {name for node in kept for name in node.input} | {output.name for output in graph.output}
     stay = [constant for constant in graph.initializer if constant.name in used]
     for field, content in ((graph.node, kept), (graph.initializer, stay)):
@@ -64,6 +64,16 @@ def _chain(first: NodeProto, users: dict[str, list[NodeProto]]) -> list[NodeProt
         chain.append(following[0])
         name = following[0].output[0]
     return chain if _casts(chain[-1], TensorProto.FLOAT16) else None
+
+
+def _values(constant: TensorProto, folder: Path) -> NDArray[np.float32]:
+    """A float32 constant, in the graph or beside it. onnx reads no file that has two names, as served weights have."""
+    if constant.data_location != TensorProto.EXTERNAL:
+        return np.asarray(numpy_helper.to_array(constant), np.float32)
+    place = {entry.key: entry.value for entry in constant.external_data}
+    start, count = int(place.get("offset", 0)), int(np.prod(constant.dims))
+    values = np.fromfile(folder / Path(place["location"]).name, "<f4", count, offset=start)
+    return values.reshape(constant.dims)
 
 
 def _casts(node: NodeProto, to: int) -> bool:

@@ -510,10 +510,10 @@ def test_files_close_with_the_last_user(store: AvatarStore) -> None:
 
     publish(store)
     first, second = store.open("lisa"), store.open("lisa")
-    assert still_open() == 6
+    assert still_open() == 8  # three files each, and the folder
     store.delete("lisa")
     del first
-    assert still_open() == 3
+    assert still_open() == 4
     assert (second.frame(3) == 3).all() and (second.mask(3) == 150).all()
     del second
     assert still_open() == 0

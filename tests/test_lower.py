@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from exports import remembered
 from fastapi.testclient import TestClient
 from samples import short_clip, tone, write_sound
 
@@ -29,6 +30,12 @@ PROFILE = "musetalk-v15"
 ROW = contract.LOWER_FROM_ROW
 LATENTS = (4, 32, 32)
 OF_RANDOM_WEIGHTS = 25.0  # dB: what is random in the upper rows reaches the lower ones more than what is learned
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_graph_once() -> Iterator[None]:
+    with remembered():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -73,9 +73,11 @@ def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
     model = norm()
     expected = run(model, np.ones((1, CHANNELS, 4, 4), np.float16))
     onnx.save(model, tmp_path / "norm.onnx", save_as_external_data=True, location="norm.data", size_threshold=0)
+    (tmp_path / "other.data").hardlink_to(tmp_path / "norm.data")  # as the weights of a model repository
     outside = onnx.load(tmp_path / "norm.onnx", load_external_data=False)
     assert narrow_norms(outside, tmp_path) == 1
     onnx.save(outside, tmp_path / "narrow.onnx")
+    (tmp_path / "other.data").unlink()
     found = run(onnx.load(tmp_path / "narrow.onnx"), np.ones((1, CHANNELS, 4, 4), np.float16))
     assert np.allclose(found, expected, atol=2e-3)
 

@@ -173,7 +173,7 @@ def test_a_batch_size_beyond_the_networks_own_is_split(
     sound, video, sent = write_sound(tmp_path / "a.wav", tone(frames / 25), 16000), tmp_path / "out.mp4", []
     engine = Engine(settings, triton.grpc_url)
     batch = engine.triton.batch
-    monkeypatch.setattr(engine.triton, "batch", lambda n, priority: sent.append(n) or batch(n, priority))
+    monkeypatch.setattr(engine.triton, "batch", lambda n, *more: sent.append(n) or batch(n, *more))
     try:
         assert engine.lip_sync(SyncRequest(lisa, batch_size=32), sound, video).frames == frames
     finally:
@@ -193,13 +193,13 @@ def test_faces_are_encoded_in_batches_that_the_encoder_takes(
     faces = np.empty((crops, *CROPS.shape), np.uint8)
     faces[:] = 7 * np.arange(crops)[:, None, None, None]
     client, sent = TritonClient(triton.grpc_url, 60, Metrics()), []
-    infer = client.grpc.infer
+    infer = client.grpc.async_infer
 
     def counted(name: str, inputs: Any, **options: Any) -> Any:
         sent.append(inputs[0].shape()[0])
         return infer(name, inputs, **options)
 
-    monkeypatch.setattr(client.grpc, "infer", counted)
+    monkeypatch.setattr(client.grpc, "async_infer", counted)
     latents = client.encode_faces(faces)
     assert sent == batches
     assert (latents.shape, latents.dtype) == ((crops, *FACE_LATENTS.shape), np.float16)
