@@ -3,10 +3,10 @@
     pip install -e '.[export,tensorrt]' \\
         --extra-index-url https://pypi.nvidia.com tensorrt-cu12-bindings==10.5.0 tensorrt-cu12-libs==10.5.0
     pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu
-    python benchmarks/gpu.py --folder DIR [--minutes 9] [--batches 1,2,4,8,16,32] [--url HOST:PORT]
+    python benchmarks/gpu.py --folder DIR [--minutes 9] [--batches 1,2,4,8,16] [--url HOST:PORT]
 
 First the card: driver, ECC, free memory. Then the gates: each served graph, through ONNX Runtime's CUDA provider and
-through TensorRT, is held to float32 at batches of 1, 4, 5, 8, 16 and 32, every frame of them. Then the speed of UNet,
+through TensorRT, is held to float32 at batches of 1, 4, 5, 8 and 16, every frame of them. Then the speed of UNet,
 both decoders, and the two one after another: eager and compiled torch in plain FP16, as the reference runs it; ONNX
 Runtime and TensorRT with the exported graphs and their float32 norms, the engine with one optimisation profile. With
 --url a Triton that serves --profile is held to its reference (export.served) and timed (benchmarks/ensemble.py).
@@ -43,7 +43,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.gate import BOUNDS, REFERENCE, Reference, measured
+from export.gate import REFERENCE, Reference, bounds_of, gate_batches, measured
 from lipserve import contract
 
 Feeds = dict[str, NDArray[np.generic]]
@@ -60,7 +60,6 @@ MODELS = {
     SUMS: contract.REFERENCE_SUMS,
 }
 BACKENDS = ("torch eager", "onnxruntime", "tensorrt", "torch.compile")
-GATE_BATCHES = (1, 4, 5, 8, 16, 32)
 WARM_UP = 3  # runs that do not count
 MEASURED_SECONDS = 0.7  # of each stage and batch, at least three runs
 MIXED_SECONDS = 4.0  # of batches of all sizes, after which the memory is looked at again
@@ -68,8 +67,8 @@ CARD_SECONDS = 60.0  # until the driver must have answered
 REPORT_SECONDS = 2.0  # that the last step leaves
 SPARE = 0.05  # of a step's time, in which it ends by itself before it is ended
 PROFILE = "musetalk-v15"
-ENGINE_PROFILES = ((1, 8, 32),)  # production's three for the UNet take three times as long
-COMPILED_FIRST = (8, 1, 32)  # batches: each is compiled anew, and there may be no time for all
+ENGINE_PROFILE = (1, 8)  # and the model's largest batch; production's three for the UNet take three times as long
+COMPILED_FIRST = (8, 1, 16)  # batches: each is compiled anew, and there may be no time for all
 OPERATIONS = "operations.json"  # in the folder: GFLOP of a frame by stage, written last of all weights
 FRAMES = 4  # of the reference; larger batches repeat them
 LOG_LINES = 6  # of a step that failed, shown
@@ -139,7 +138,7 @@ def plan(backends: list[str], url: str | None) -> list[Step]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop, at the latest")
-    parser.add_argument("--batches", default="1,2,4,8,16,32", help="to be timed; the gates have their own")
+    parser.add_argument("--batches", default="1,2,4,8,16", help="to be timed; the gates have their own")
     parser.add_argument("--rehearse", action="store_true", help="small networks on the CPU")
     parser.add_argument("--folder", type=Path, help="keeps what is made for another run; otherwise it is removed")
     parser.add_argument("--url", help="gRPC address of a Triton to hold and to time")
@@ -518,7 +517,7 @@ def gate(backend: str, folder: Path, stage: str, device: str, until: float) -> N
     reference = Reference.load(reference_folder(folder, stage))
     before = free(device)
     run = opened(backend, folder, stage, device)
-    batches = sorted(GATE_BATCHES, reverse=True)
+    batches = sorted(gate_batches(MODELS[stage]), reverse=True)
     for place, batch in enumerate(batches):
         if place and time.monotonic() > until:
             say(stage=stage, left_out=batches[place:])
@@ -532,8 +531,8 @@ def gate(backend: str, folder: Path, stage: str, device: str, until: float) -> N
     sizes, runs = np.random.default_rng(0), 0
     until = min(until, time.monotonic() + MIXED_SECONDS)
     while time.monotonic() < until:
-        frames = order(len(reference), int(sizes.integers(1, max(GATE_BATCHES) + 1)))
-        run.put(taken(reference, MODELS[stage], frames))
+        frames = reference.repeated(int(sizes.integers(1, batches[0] + 1)))
+        run.put(frames.feeds(MODELS[stage]))
         run.run()
         runs += 1
     say(stage=stage, mixed_batches=runs, gb=(before - free(device)) / 1e9)
@@ -541,27 +540,14 @@ def gate(backend: str, folder: Path, stage: str, device: str, until: float) -> N
 
 def held(run: "Runner", model: contract.Model, reference: Reference, batch: int) -> dict[str, Any]:
     """Of a batch's frames the largest error and the largest mean error against the reference's, and the bounds."""
-    frames = order(len(reference), batch)
-    run.put(taken(reference, model, frames))
+    frames = reference.repeated(batch)
+    run.put(frames.feeds(model))
     run.run()
-    (tensor,), bounds, answer = model.outputs, BOUNDS[model.name], run.get()
-    expected = reference.output(model)[frames]
-    checks = [measured(model.name, tensor, expected[i : i + 1], answer[i : i + 1], bounds) for i in range(batch)]
-    errors = [float(np.max([getattr(check, which) for check in checks])) for which in ("maximum", "mean")]
-    found = {"max_error": number(errors[0]), "mean_error": number(errors[1])}
-    found |= {"bound": bounds.maximum, "mean_bound": bounds.mean}
-    return {"batch": batch, **found, "refused": not all(check.passed for check in checks)}
-
-
-def order(frames: int, batch: int) -> list[int]:
-    """Which of the reference's frames stand in a batch: over and over, each time from one frame later, since an answer
-    whose repetitions are in each other's place should not pass."""
-    return [(place + place // frames) % frames for place in range(batch)]
-
-
-def taken(reference: Reference, model: contract.Model, frames: list[int]) -> Feeds:
-    """A model's inputs of these frames."""
-    return {name: values[frames] for name, values in reference.feeds(model).items()}
+    (tensor,), expected = model.outputs, frames.output(model)
+    check = measured(model.name, tensor, expected, run.get(), bounds_of(model, expected))
+    found = {"max_error": number(check.maximum), "mean_error": number(check.mean)}
+    found |= {"bound": check.bound, "mean_bound": check.mean_bound}
+    return {"batch": batch, **found, "refused": not check.passed}
 
 
 def number(value: float) -> float | str:
@@ -739,7 +725,8 @@ class TensorRt:
 
         self.model, self.arrays = MODELS[stage], DeviceArray
         graph = existing(folder, stage)
-        path, plan = kept_or_built(folder / "engines", self.model, graph, ENGINE_PROFILES, lambda words: None)
+        profiles = ((*ENGINE_PROFILE, self.model.max_batch_size),)
+        path, plan = kept_or_built(folder / "engines", self.model, graph, profiles, lambda words: None)
         keep(path, plan)
         self.engine = Engine(self.model, plan)
 

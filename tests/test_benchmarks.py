@@ -25,7 +25,7 @@ from samples import ROOT, facts, pictures, smooth
 from test_blend import BACKGROUND, BOX, CORNER_BOXES, ODD_BOXES, Box, soft_mask, stored
 
 from export import tensorrt
-from export.gate import Reference
+from export.gate import Reference, gate_batches, repeated_frames
 from lipserve import contract
 from lipserve.avatar import Avatar
 from lipserve.colour import planes_to_bgr
@@ -362,12 +362,12 @@ class Spoilt:
 
     def put(self, feeds: dict[str, Any]) -> None:
         self.n = len(feeds["latents"])
-        assert (feeds["latents"] == self.known.latents[gpu.order(4, self.n)]).all()
+        assert (feeds["latents"] == self.known.latents[repeated_frames(4, self.n)]).all()
 
     def run(self) -> None: ...
 
     def get(self) -> Any:
-        faces = self.known.faces[gpu.order(4, self.n)]
+        faces = self.known.faces[repeated_frames(4, self.n)]
         if self.frame < self.n:
             faces[self.frame] = np.where(faces[self.frame] < 128, faces[self.frame] + self.error, faces[self.frame])
         return faces.astype(np.uint8)
@@ -375,8 +375,7 @@ class Spoilt:
 
 def test_every_frame_of_a_batch_is_held() -> None:
     known = reference(4)
-    assert gpu.order(4, 10) == [0, 1, 2, 3, 1, 2, 3, 0, 2, 3]
-    for batch in gpu.GATE_BATCHES:
+    for batch in gate_batches(contract.VAE_DECODER):
         row = gpu.held(Spoilt(known, 99, 0), contract.VAE_DECODER, known, batch)
         assert row == {
             "batch": batch,
@@ -387,7 +386,7 @@ def test_every_frame_of_a_batch_is_held() -> None:
             "refused": False,
         }
     row = gpu.held(Spoilt(known, 13, 9), contract.VAE_DECODER, known, 16)
-    dark = (known.faces[gpu.order(4, 16)[13]] < 128).mean()
+    dark = (known.faces[repeated_frames(4, 16)[13]] < 128).mean()
     assert (row["max_error"], row["mean_error"], row["refused"]) == (9.0, pytest.approx(9 * dark), True)
     assert not gpu.held(Spoilt(known, 13, 9), contract.VAE_DECODER, known, 8)["refused"]
 
@@ -407,7 +406,7 @@ def test_an_engine_is_held_at_every_batch_and_its_memory_is_counted(
     """On a stand-in of CUDA and TensorRT, whose plan doubles half of the face latents but spoils no frame."""
     card = fake_gpu.Gpu().install(monkeypatch, fake_gpu.nvml())
     monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake_gpu.tensorrt(card))
-    monkeypatch.setattr(tensorrt, "build", lambda *given: fake_gpu.plan([(1, 8, 32)], scale=2))
+    monkeypatch.setattr(tensorrt, "build", lambda *given: fake_gpu.plan([(1, 8, 16)], scale=2))
     monkeypatch.setattr(gpu, "MIXED_SECONDS", 0.05)
     known = reference(4)
     latents = known.face_latents[:, 4:] * np.float16(2)
@@ -419,9 +418,9 @@ def test_an_engine_is_held_at_every_batch_and_its_memory_is_counted(
     gpu.gate("tensorrt", tmp_path, "unet", "cuda", time.monotonic() + 60)
     *rows, mixed = map(json.loads, capsys.readouterr().out.splitlines())
     frame = 2 * (50 * 384 + 8 * 32 * 32 + 4 * 32 * 32)  # bytes of inputs and output
-    assert [(row["batch"], row["gb"]) for row in rows] == [(n, n * frame / 1e9) for n in (32, 16, 8, 5, 4, 1)]
-    assert [row["max_error"] for row in rows] == pytest.approx([0.25] * 5 + [0.0], abs=0.02)
-    assert [row["refused"] for row in rows] == [True] * 5 + [False]  # by the mean of one frame
+    assert [(row["batch"], row["gb"]) for row in rows] == [(n, n * frame / 1e9) for n in (16, 8, 5, 4, 1)]
+    assert [row["max_error"] for row in rows] == pytest.approx([0.25] * 4 + [0.0], abs=0.02)
+    assert [row["refused"] for row in rows] == [True] * 4 + [False]  # by the mean of one frame
     assert mixed["mixed_batches"] > 0 and mixed["gb"] * 1e9 % frame == pytest.approx(0, abs=1)
     assert [path.suffix for path in (tmp_path / "engines").iterdir()] == [".plan"]
     assert card.memory == {}
@@ -509,7 +508,7 @@ def test_the_whole_way_from_the_card_to_the_result(
     )
     result = json.loads(said.splitlines()[-1].removeprefix("RESULT "))
     assert [row["stage"] for row in result["gates"]] == ["encoder", "taesd", "sd-vae", "sd-vae-lower", "unet"]
-    assert (len(result["memory"]), len(result["speed"]), result["ensemble"]) == (4, 10, [])
+    assert (len(result["memory"]), len(result["speed"]), result["ensemble"]) == (5, 14, [])
     assert result["gates"][0]["mean_error"] == 0.001235
 
 
