@@ -50,7 +50,7 @@ Feeds = dict[str, NDArray[np.generic]]
 
 STAGES = ("unet", "sd-vae", "sd-vae-lower", "taesd")  # what is timed
 ENCODER = "encoder"  # is held to its bounds as well; it runs once per avatar
-SUMS = "reference sums"  # what the lower decoder takes of an avatar frame
+SUMS = "reference-sums"  # what the lower decoder takes of an avatar frame
 MODELS = {
     "unet": contract.UNET,
     "sd-vae": contract.VAE_DECODER,
@@ -117,7 +117,7 @@ class Step:
 
 def plan(backends: list[str], url: str | None) -> list[Step]:
     """All steps in their order: what decides first, cheap ones before dear ones."""
-    small = (ENCODER, "taesd", "sd-vae", "sd-vae-lower")  # in this order: the VAE's FP16 takes its float32 along
+    small = (ENCODER, "taesd", "sd-vae", "sd-vae-lower", SUMS)  # in this order: the VAE's FP16 takes its float32 along
     steps = [
         Step("weights", "", (), 10),  # everything else needs them
         Step("reference", "", (), 8),
@@ -430,8 +430,9 @@ def write_references(folder: Path, device: str) -> None:
 
 
 def reference_folder(folder: Path, stage: str) -> Path:
-    """Encoder and UNet are in both references; what the decoders draw differs."""
-    return folder / f"reference-{stage if stage in STAGES[1:] else STAGES[1]}"
+    """Encoder and UNet are in all references; what the decoders draw differs, and one has the sums that it takes."""
+    kept = "sd-vae-lower" if stage == SUMS else stage if stage in STAGES[1:] else STAGES[1]
+    return folder / f"reference-{kept}"
 
 
 def faces() -> NDArray[np.uint8]:
@@ -802,7 +803,7 @@ def report(found: Found, operations: dict[str, float]) -> None:
         errors = (row["max_error"], row["bound"], row["mean_error"], row["mean_bound"])
         cells = (row["backend"], row["stage"], row["batch"], *map(short, errors), f"{row['gb']:.2f}")
         print(line(*cells, "**refused**" if row["refused"] else ""))
-    print("\n| memory | stage | mixed batches, 1 to 32 | GB after them |\n|---|---|---|---|")
+    print("\n| memory | stage | mixed batches | GB after them |\n|---|---|---|---|")
     for row in memory:
         print(line(row["backend"], row["stage"], row["mixed_batches"], f"{row['gb']:.2f}"))
     print("\n| speed | stage | batch | ms | fps | TFLOP/s | of peak | GB |\n|---|---|---|---|---|---|---|---|")

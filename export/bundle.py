@@ -29,11 +29,10 @@ HALVED = (contract.UNET.name, contract.VAE_DECODER.name, contract.REFERENCE_SUMS
 
 @dataclass(frozen=True)
 class Bundle:
-    """A profile's graphs, checked. `files`: by model name; `decoder`: what draws the faces, one of DECODERS."""
+    """A profile's graphs, checked. `files`: by model name."""
 
     files: dict[str, Path]
     weights_id: str
-    decoder: str = SD_VAE
 
 
 def graph_file(folder: Path, model: contract.Model, precision: str = FP32) -> Path:
@@ -84,7 +83,7 @@ def read_bundle(folder: Path, precision: str = FP32) -> Bundle:
     (weights_id, *others) = dict.fromkeys(ids.values())
     if others:
         raise GraphUnfit("The graphs", f"are of different weights: {ids}")
-    return Bundle(files, weights_id, decoder)
+    return Bundle(files, weights_id)
 
 
 def is_exported(folder: Path, precision: str, decoder: str) -> bool:

@@ -1,10 +1,10 @@
 """Stable Diffusion's decoder, from 64×64 up drawing only the rows that blending uses: `--decoder sd-vae-lower`.
 
-Blending reads no row of a generated face above some 104 of 256 (benchmarks/mask_rows.py), and a convolution needs one
-row more at each of its sides, its halo. So the rows that are drawn are exactly the whole decoder's, but for the group
-norms, whose mean and variance are of all rows. What the upper rows add to them is taken from a decode of the avatar
-frame's own reference latents, which the generated face shares its upper half with: `NormSums`, once per avatar frame.
-What the lower rows add is computed from what is there.
+With the defaults blending reads no row of a generated face above 109 of 256 (benchmarks/mask_rows.py), and a
+convolution needs one row more at each of its sides, its halo. So the rows that are drawn are exactly the whole
+decoder's, but for the group norms, whose mean and variance are of all rows. What the upper rows add to them is taken
+from a decode of the avatar frame's own reference latents, which the generated face shares its upper half with:
+`NormSums`, once per avatar frame. What the lower rows add is computed from what is there.
 
     mean = upper(reference) + lower(generated);  variance = the same of the squares, less mean²
 """

@@ -36,7 +36,8 @@ ALLOWANCE = 1.5 * GB  # driver context, kernels of cuDNN and cuBLAS, Triton's po
 CONVOLUTION_WORKSPACE = 0.5 * GB  # per model, what cuDNN or a TensorRT tactic may ask for: assumed
 
 # Times the tensors alive at once that ONNX Runtime's arena holds: by benchmarks/arena.py, in float32 and rounded up,
-# since float32 islands in FP16 mix sizes. What is free is too small where tensors grow, as they do in a decoder.
+# since float32 islands in FP16 mix sizes; of the lower rows and the sums, which it does not measure, as of the decoder.
+# What is free is too small where tensors grow, as they do in a decoder.
 ARENA = {
     contract.UNET.name: 2.0,
     contract.VAE_DECODER.name: 2.0,

@@ -2,7 +2,7 @@
 
 A graph has a group norm as Cast, Reshape, InstanceNormalization, Reshape, Mul, Add, Cast, in float32 between the casts.
 TensorRT makes one kernel of all that. ONNX Runtime runs every operator by itself, so that each norm moves three times
-the bytes; its InstanceNormalization sums in float32 whatever it is given.
+the bytes it must; its InstanceNormalization sums in float32 whatever it is given.
 """
 
 from __future__ import annotations

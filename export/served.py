@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
@@ -76,11 +77,17 @@ def ask(
         values = feeds[tensor.name]
         inputs.append(grpc.InferInput(tensor.name, values.shape, tensor.triton_dtype))
         inputs[-1].set_data_from_numpy(values)
-    client = grpc.InferenceServerClient(url)
+    client, answered = grpc.InferenceServerClient(url), Queue[Any]()
     try:
-        result = client.infer(model.name, inputs, **{"client_timeout": TIMEOUT, **options})
+        # By the clock: Triton may crash of a deadline (docs/decisions/0018-triton-under-many-small-requests.md).
+        client.async_infer(model.name, inputs, lambda *answer: answered.put(answer), **options)
+        result, error = answered.get(timeout=TIMEOUT)
+        if error is not None:
+            raise error
     except grpc.InferenceServerException as exc:
         raise ServerUnavailable(url, f"{model.name}: {exc.message()}") from exc
+    except Empty as exc:
+        raise ServerUnavailable(url, f"{model.name}: no answer in {TIMEOUT:g} s") from exc
     finally:
         client.close()
     answer: NDArray[np.generic] = result.as_numpy(model.outputs[0].name)

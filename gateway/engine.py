@@ -216,7 +216,7 @@ class Engine:
                 report,
                 source_name,
             )
-            self._give_norm_sums(draft, cancelled)
+            self._give_norm_sums(draft, report, cancelled)
         watch.lap("store")
         return info
 
@@ -236,7 +236,7 @@ class Engine:
         encode = self.triton.encode_faces
         with self.store.writing(avatar_id, force) as draft:
             info = import_avatar(folder, draft, avatar_id, fps, weights_id, limits, progress, video, encode)
-            self._give_norm_sums(draft)
+            self._give_norm_sums(draft, progress)
         return info
 
     # -- lip-sync -----------------------------------------------------------------------------------------------------
@@ -257,7 +257,8 @@ class Engine:
         watch.lap("queue")
         queued = watch.total
         avatar = self._open(request.avatar_id, avatars or self.avatars)
-        lower = self._require_norm_sums(avatar, cancelled)
+        with watch.stage("sums"):
+            lower = self._require_norm_sums(avatar, progress, cancelled)
         fps = request.fps or self._settings.output_fps or avatar.info.fps
         draft = output.with_name(f".{output.name}.part")
         try:
@@ -313,7 +314,7 @@ class Engine:
 
     # -- the decoder of the lower rows --------------------------------------------------------------------------------
 
-    def _require_norm_sums(self, avatar: Avatar, cancelled: Event | None = None) -> bool:
+    def _require_norm_sums(self, avatar: Avatar, progress: Progress, cancelled: Event | None = None) -> bool:
         """Whether the served decoder draws only the lower rows; then the avatar has its sums afterwards.
 
         Raises TritonUnavailable, TritonFailed, Cancelled, AvatarDamaged, OSError, and AvatarUndrawable if the avatar
@@ -329,16 +330,16 @@ class Engine:
                 "Prepare it with a smaller bbox_shift or from a video that shows the whole face, or serve sd-vae.",
             )
         if not avatar.has_norm_sums:
-            avatar.keep_norm_sums(self._made_norm_sums(avatar, cancelled))
+            avatar.keep_norm_sums(self._made_norm_sums(avatar, progress, cancelled))
         return True
 
-    def _give_norm_sums(self, draft: Path, cancelled: Event | None = None) -> None:
+    def _give_norm_sums(self, draft: Path, progress: Progress, cancelled: Event | None = None) -> None:
         """To an avatar that is not published yet, so that its first video need not wait for them; not where that would
         load models that nobody asked for."""
         if self.on_demand is None and self.triton.takes_norm_sums():
-            self._require_norm_sums(Avatar(draft), cancelled)
+            self._require_norm_sums(Avatar(draft), progress, cancelled)
 
-    def _made_norm_sums(self, avatar: Avatar, cancelled: Event | None) -> NDArray[np.float32]:
+    def _made_norm_sums(self, avatar: Avatar, progress: Progress, cancelled: Event | None) -> NDArray[np.float32]:
         """Of the frames with a face, from their stored latents; zeros for the others: float32 (n, 19, 32, 2)."""
         sums = np.zeros((avatar.info.frames, *NORM_SUMS.shape), np.float32)
         shown = np.flatnonzero(avatar.regions["has_face"])
@@ -349,6 +350,7 @@ class Engine:
                 indices = shown[start : start + REFERENCE_SUMS.max_batch_size]
                 avatar.read_latents(indices.tolist(), latents[: len(indices)])
                 sums[indices] = self.triton.reference_sums(latents[: len(indices), LATENT_CHANNELS:])
+                progress("sums", start + len(indices), len(shown))
         return sums
 
     def _faces(

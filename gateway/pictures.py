@@ -7,7 +7,7 @@ Their folder is one gateway's own. How many stay is bounded here; how old and ho
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -159,4 +159,8 @@ class PictureAvatars:
         return marker.stat().st_mtime if marker.exists() else 0.0
 
     def _size(self, avatar_id: str) -> int:
-        return sum(file.stat().st_size for file in self._store.folder(avatar_id).iterdir())
+        size = 0
+        for file in self._store.folder(avatar_id).iterdir():
+            with suppress(FileNotFoundError):  # a draft that has got its name meanwhile
+                size += file.stat().st_size
+        return size

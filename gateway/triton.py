@@ -58,7 +58,9 @@ CHANNEL_ARGUMENTS = [
 ]
 CONTROL_TIMEOUT = 5.0  # seconds, for questions that need no computing
 CLOSE_TIMEOUT = 10.0  # seconds for what is at Triton to be finished: closing a connection cancels what is on it
-MAX_OUTSTANDING = 32  # inferences of one gateway at Triton: as fast as more, and half of what its queues take
+MAX_OUTSTANDING = (
+    32  # inferences of one gateway at Triton: half of what its queues take, and as fast in shared memory as more
+)
 GROW_AGAIN = 60.0  # seconds after which the system is asked anew for memory that it did not have
 LOAD_TIMEOUT = 600.0  # seconds: engines with CUDA graphs take minutes to warm up
 _GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
@@ -166,8 +168,10 @@ class TritonClient:
 
         Raises TritonUnavailable, and SharedMemoryUnusable if there must be shared memory and cannot be.
         """
+        model = LOWER_LIPSYNC if norm_sums else LIPSYNC
+        if not 1 <= frames <= model.max_batch_size:
+            raise ValueError(f"a batch has 1 to {model.max_batch_size} frames, not {frames}")
         with self.translated():
-            model = LOWER_LIPSYNC if norm_sums else LIPSYNC
             return Batch(self, model, frames, priority, self.slots.take())
 
     def warm_up(self) -> None:

@@ -11,18 +11,20 @@
 One record per frame in every array, so nothing can drift apart. Nothing here is pickled.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import re
-import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,8 @@ from lipserve.colour import U8, ColourTags, Planes, planes
 from lipserve.contract import AVATAR_FORMAT, FACE_LATENTS, FACE_SIZE, MAX_FPS, NORM_SUMS
 from lipserve.errors import AvatarDamaged
 from lipserve.media import MAX_SIDE
+
+log = logging.getLogger(__name__)
 
 FILES = ("avatar.json", "frames.yuv", "latents.npy", "regions.npy", "masks.u8")
 Version = tuple[tuple[int, ...], ...]
@@ -105,8 +109,9 @@ class Avatar:
             regions.read([self.regions.view(np.uint8)], start)
             self._masks = _File(folder / "masks.u8")
             self._check()
-            self._handle = _Folder(folder)
-            self._sums, self._sums_start = self._open_norm_sums()
+            self._folder = _Folder(folder)
+            # The open file and where its data begin, the sums themselves, or None: there are none yet.
+            self._sums: tuple[_File, int] | NDArray[np.float32] | None = self._open_norm_sums()
         except (OSError, ValueError) as exc:
             raise damaged(folder.name, exc) from exc
 
@@ -180,23 +185,38 @@ class Avatar:
 
     def read_norm_sums(self, indices: Sequence[int], out: NDArray[np.float32]) -> None:
         """Fill `out`, float32 (n, 19, 32, 2) in C order, with those of n stored frames. Raises AvatarDamaged."""
-        assert self._sums is not None
+        sums = self._sums
+        if sums is None:
+            raise RuntimeError("the avatar has no norm sums yet")
+        if isinstance(sums, np.ndarray):
+            out[:] = sums[np.asarray(indices)]
+            return
+        file, start = sums
         for row, index in zip(out, indices, strict=True):
-            self._read(self._sums, [row], self._sums_start + index * row.nbytes)
+            self._read(file, [row], start + index * row.nbytes)
 
     def keep_norm_sums(self, sums: NDArray[np.float32]) -> None:
-        """Store them, float32 (n, 19, 32, 2), with the avatar, also where another one has taken its place meanwhile.
-        Raises OSError."""
-        self._handle.write(NORM_SUMS_FILE, sums)
-        self._sums, self._sums_start = self._open_norm_sums()
-
-    def _open_norm_sums(self) -> "tuple[_File | None, int]":
-        """What is not whole counts as not there: it is made of the latents, and can be made again."""
-        file = self._handle.open(NORM_SUMS_FILE)
+        """Store them, float32 (n, 19, 32, 2), with the avatar. Where that cannot be, as in a folder that was deleted or
+        replaced meanwhile, they stay in memory, for as long as the avatar is open. Raises OSError for a full disk."""
         try:
-            return file, file.start_of((self.info.frames, *NORM_SUMS.shape), np.dtype(NORM_SUMS.dtype)) if file else 0
+            self._folder.write(NORM_SUMS_FILE, sums)
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.warning("the norm sums of %s stay in memory: %s", self._name, exc.strerror)
+            self._sums = sums
+        else:
+            self._sums = self._open_norm_sums()
+
+    def _open_norm_sums(self) -> "tuple[_File, int] | None":
+        """The file, and where its data begin. What is not whole counts as not there: it can be made again."""
+        file = self._folder.open(NORM_SUMS_FILE)
+        if file is None:
+            return None
+        try:
+            return file, file.start_of((self.info.frames, *NORM_SUMS.shape), np.dtype(NORM_SUMS.dtype))
         except ValueError:
-            return None, 0
+            return None
 
     @cached_property
     def first_face_row(self) -> int:
@@ -261,7 +281,12 @@ class _Folder:
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """As .npy, whole or not at all. Raises OSError."""
-        draft = f".{name}.{os.getpid()}.{threading.get_ident()}"
+        with os.scandir(self._handle) as files:  # of killed processes, or of one that then keeps the same in memory
+            drafts = [file.name for file in files if file.name.startswith(f".{name}.")]
+        for left in drafts:
+            with suppress(FileNotFoundError):
+                os.unlink(left, dir_fd=self._handle)
+        draft = f".{name}.{uuid4().hex}"
         try:
             handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=self._handle)
             with os.fdopen(handle, "wb") as file:

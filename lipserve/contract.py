@@ -29,7 +29,7 @@ FACE_LATENT_CHANNELS = 2 * LATENT_CHANNELS  # masked 4, then reference 4
 MASKED_FROM_ROW = FACE_SIZE // 2  # rows 128..255 of the masked copy are black
 
 # -- the decoder of the lower rows ------------------------------------------------------------------------------------
-LOWER_FROM_ROW = 104  # of 256, the first it draws; masks begin lower: benchmarks/mask_rows.py
+LOWER_FROM_ROW = 104  # of 256, the first it draws; masks begin at 109 with the defaults: benchmarks/mask_rows.py
 LOWER_NORMS = 19  # group norms from 64×64 up: 3 stages of 3 blocks of 2, and the last one
 NORM_GROUPS = 32
 

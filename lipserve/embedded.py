@@ -243,9 +243,9 @@ class EmbeddedTriton:
             self._process = process = subprocess.Popen(
                 self._command(), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
             )
-            while process.poll() is None and not self._stopping.wait(0.1):
-                if any(line.startswith(DYING) for line in said):
-                    break
+            heard = b""
+            while DYING not in heard and process.poll() is None and not self._stopping.wait(0.1):
+                heard = heard[-len(DYING) :] + said.read()  # a line may come in pieces
         if process.poll() is None:
             self._end(process)
         self._clean_up_after(process)

@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     triton_url: str | None = Field(
         None, description="gRPC address, host:port, of an external Triton. Empty: `lipserve` starts the embedded one."
     )
-    triton_timeout: float = Field(60.0, gt=0, description="Seconds a batch may take at Triton.")
+    triton_timeout: float = Field(
+        60.0, gt=0, description="Seconds a batch may take at Triton, and as long again to get a place there."
+    )
     shared_memory: SharedMemoryMode = Field(
         "auto",
         description="Batches lie in memory shared with Triton: `auto`, if both are on one host; `on`, or fail; `off`.",

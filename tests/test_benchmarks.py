@@ -279,11 +279,12 @@ def test_every_step_has_a_share_of_the_time_that_is_left() -> None:
     assert [step.name for step in gpu.plan(["onnxruntime"], "localhost:8001")] == [
         "weights",
         "reference",
-        "graphs encoder+taesd+sd-vae+sd-vae-lower",
+        "graphs encoder+taesd+sd-vae+sd-vae-lower+reference-sums",
         "gate onnxruntime encoder",
         "gate onnxruntime taesd",
         "gate onnxruntime sd-vae",
         "gate onnxruntime sd-vae-lower",
+        "gate onnxruntime reference-sums",
         "graphs unet",
         "gate onnxruntime unet",
         "speed onnxruntime unet",
@@ -403,7 +404,7 @@ def test_what_is_no_number_is_refused_and_json_can_say_it(monkeypatch: pytest.Mo
 def test_an_engine_is_held_at_every_batch_and_its_memory_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a stand-in of CUDA and TensorRT, whose plan doubles half of the face latents but spoils no frame."""
+    """On a stand-in of CUDA and TensorRT, whose plan doubles half of the face latents; one reference frame differs."""
     card = fake_gpu.Gpu().install(monkeypatch, fake_gpu.nvml())
     monkeypatch.setitem(sys.modules, "tensorrt_bindings", fake_gpu.tensorrt(card))
     monkeypatch.setattr(tensorrt, "build", lambda *given: fake_gpu.plan([(1, 8, 16)], scale=2))
@@ -507,8 +508,15 @@ def test_the_whole_way_from_the_card_to_the_result(
         in said
     )
     result = json.loads(said.splitlines()[-1].removeprefix("RESULT "))
-    assert [row["stage"] for row in result["gates"]] == ["encoder", "taesd", "sd-vae", "sd-vae-lower", "unet"]
-    assert (len(result["memory"]), len(result["speed"]), result["ensemble"]) == (5, 14, [])
+    assert [row["stage"] for row in result["gates"]] == [
+        "encoder",
+        "taesd",
+        "sd-vae",
+        "sd-vae-lower",
+        "reference-sums",
+        "unet",
+    ]
+    assert (len(result["memory"]), len(result["speed"]), result["ensemble"]) == (6, 14, [])
     assert result["gates"][0]["mean_error"] == 0.001235
 
 

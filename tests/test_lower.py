@@ -1,5 +1,6 @@
 """The decoder that draws only the rows that blending uses: its arithmetic, its gate, and through Triton to a video."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from exports import remembered
 from fastapi.testclient import TestClient
 from samples import short_clip, tone, write_sound
+from test_avatar import fill
 
 from export import lower, musetalk, pipeline, samples, verify
 from export.bundle import is_exported
@@ -100,6 +102,14 @@ def test_the_sums_are_of_the_rows_above(networks: Networks) -> None:
         assert torch.allclose(found[:, 1].double(), upper.square().sum(1) / elements, atol=1e-5)
 
 
+def test_sums_are_held_by_their_size() -> None:
+    wanted = np.full((1, *contract.NORM_SUMS.shape), 1e4, np.float32)
+    check = verify.compare("reference_sums", contract.NORM_SUMS, wanted, wanted + 5)
+    assert (check.bound, check.passed) == (10.0, True)
+    assert not verify.compare("reference_sums", contract.NORM_SUMS, wanted, wanted + 11).passed
+    assert verify.compare("reference_sums", contract.NORM_SUMS, wanted / 1e6, wanted / 1e6).bound == 0.001
+
+
 def test_a_vae_with_other_norms_is_refused(tmp_path: Path) -> None:
     musetalk.write_random_weights(tmp_path, 0, "small", PROFILE)
     with pytest.raises(GraphUnfit, match=r"norms of \(13, 4, 2\) from 64×64 up; \(19, 32, 2\) are served"):
@@ -135,6 +145,55 @@ def test_the_first_row_that_an_avatar_shows(top: int, height: int, row: int) -> 
     assert avatar.first_face_row == row
 
 
+# -- the sums of a stored avatar ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Avatar:
+    """An avatar of four frames, without sums."""
+    folder = tmp_path / "avatars/two"
+    folder.mkdir(parents=True)
+    fill(folder)
+    return Avatar(folder)
+
+
+def some_sums(n: int) -> np.ndarray:
+    return np.random.default_rng(0).random((n, *contract.NORM_SUMS.shape), np.float32)
+
+
+def test_sums_are_kept_beside_the_latents_and_read_frame_by_frame(stored: Avatar, tmp_path: Path) -> None:
+    sums, out = some_sums(stored.info.frames), np.empty((3, *contract.NORM_SUMS.shape), np.float32)
+    assert not stored.has_norm_sums
+    with pytest.raises(RuntimeError, match="no norm sums"):
+        stored.read_norm_sums([0], out[:1])
+    folder = tmp_path / "avatars/two"
+    (folder / ".norm_sums.npy.of-a-killed-process").touch()
+    stored.keep_norm_sums(sums)
+    assert {path.name for path in folder.iterdir() if "norm" in path.name} == {"norm_sums.npy"}
+    for avatar in (stored, Avatar(folder)):
+        avatar.read_norm_sums([3, 0, 3], out)
+        assert np.array_equal(out, sums[[3, 0, 3]])
+
+
+def test_sums_of_an_avatar_that_was_deleted_meanwhile_stay_in_memory(stored: Avatar, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "avatars/two")
+    sums, out = some_sums(stored.info.frames), np.empty((2, *contract.NORM_SUMS.shape), np.float32)
+    stored.keep_norm_sums(sums)
+    stored.read_norm_sums([1, 0], out)
+    assert np.array_equal(out, sums[[1, 0]])
+    assert not (tmp_path / "avatars/two").exists()
+
+
+def test_an_avatar_that_takes_the_place_gets_no_others_sums(stored: Avatar, tmp_path: Path) -> None:
+    folder = tmp_path / "avatars/two"
+    folder.rename(tmp_path / "replaced")
+    folder.mkdir()
+    fill(folder)
+    stored.keep_norm_sums(some_sums(stored.info.frames))
+    assert stored.has_norm_sums and not Avatar(folder).has_norm_sums
+    assert (tmp_path / "replaced/norm_sums.npy").is_file()
+
+
 # -- through Triton ---------------------------------------------------------------------------------------------------
 
 
@@ -147,8 +206,11 @@ def exported(weights: Path, decoder: str, root: Path) -> Path:
 
 
 @contextmanager
-def service(repository: Path, weights: Path, models: Path, root: Path) -> Iterator[tuple[TestClient, Settings]]:
+def service(
+    repository: Path, weights: Path, models: Path, root: Path, lazy: bool = False
+) -> Iterator[tuple[TestClient, Settings]]:
     settings = Settings(
+        lazy_load=lazy,
         avatars_dir=root / "avatars",
         work_dir=root / "work",
         storage_dir=root / "storage",
@@ -156,7 +218,7 @@ def service(repository: Path, weights: Path, models: Path, root: Path) -> Iterat
         model_repository=repository,
         profile=PROFILE,
     )
-    with EmbeddedTriton(repository, models, root / "run") as triton:
+    with EmbeddedTriton(repository, models, root / "run", explicit=lazy) as triton:
         app = create_app(settings, triton.grpc_url)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client, settings
@@ -210,6 +272,11 @@ def test_the_same_video_from_either_decoder(weights: Path, face_models: Path, tm
         assert (refused.status_code, refused.json()["kind"]) == (409, "avatar_undrawable")
         assert f"draws them from row {ROW} on" in refused.json()["message"]
         assert not (settings.avatars_dir / "high").exists()
+
+    kept.unlink()  # where models are loaded on demand, so is the one that makes the sums
+    with service(tmp_path / LOWER / "cpu", weights, models, tmp_path, lazy=True) as (client, settings):
+        assert np.array_equal(said(client, sound, tmp_path / "lazy.mp4"), drawn)
+        assert np.array_equal(np.load(kept), sums)
 
 
 def test_in_fp16_both_graphs_are_held_to_float32(weights: Path, tmp_path: Path) -> None:

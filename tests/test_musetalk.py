@@ -755,7 +755,8 @@ def test_plans_are_for_the_triton_whose_tensorrt_the_image_has(tmp_path: Path, m
     with pytest.raises(EngineUnavailable, match=r"10\.5\.0, and .*25\.07-py3 runs plans of 10\.11\.0 only\. Build the"):
         tensorrt.require_tensorrt()
     monkeypatch.setitem(sys.modules, "tensorrt_bindings", module(__version__="10.11.0.33"))
-    with pytest.raises(EngineUnavailable, match="there is no NVIDIA driver"):
+    fake_gpu.Gpu(count=fake_gpu.Error.cudaErrorNoDevice).install(monkeypatch)
+    with pytest.raises(EngineUnavailable, match="no GPU can be used"):
         tensorrt.require_tensorrt()
 
 
