@@ -80,7 +80,7 @@ def ask(
     client, answered = grpc.InferenceServerClient(url), Queue[Any]()
     try:
         # By the clock: Triton may crash of a deadline (docs/decisions/0018-triton-under-many-small-requests.md).
-        client.async_infer(model.name, inputs, lambda *answer: answered.put(answer), **options)
+        client.async_infer(model.name, inputs, lambda result, error: answered.put((result, error)), **options)
         result, error = answered.get(timeout=TIMEOUT)
         if error is not None:
             raise error
