@@ -3,7 +3,7 @@
     python benchmarks/stress.py                                    # ten starts, 10 000 requests each, both transports
     python benchmarks/stress.py --networks demo --starts 2 --requests 2000
     python benchmarks/stress.py --places 256                       # more at Triton at once than a gateway sends
-    python benchmarks/stress.py --cancel 192 --places 256          # what the gateway does no more: Triton crashes
+    python benchmarks/stress.py --cancel 192 --places 256          # what the gateway no longer does: Triton crashes
 
 Each request is one frame for the ensemble, of either priority. They go through the gateway's own client, whose answers
 are held to what was asked: the models of no cost give back the mark that the request carries. A share of the requests

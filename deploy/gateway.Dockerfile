@@ -1,5 +1,5 @@
 # The gateway: neither torch nor a Triton in it. Built from the repository's root. Its base is pinned to a release by its
-# tag, not to a digest: nobody could check one where this was written.
+# tag, not to a digest, which has not been looked up.
 FROM python:3.11.15-slim-bookworm AS build
 WORKDIR /build
 RUN python -m venv /opt/lipserve

@@ -257,8 +257,10 @@ class Engine:
         watch.lap("queue")
         queued = watch.total
         avatar = self._open(request.avatar_id, avatars or self.avatars)
-        with watch.stage("sums"):
-            lower = self._require_norm_sums(avatar, progress, cancelled)
+        lower = self.triton.takes_norm_sums()
+        if lower:
+            with watch.stage("sums"):
+                self._require_norm_sums(avatar, progress, cancelled)
         fps = request.fps or self._settings.output_fps or avatar.info.fps
         draft = output.with_name(f".{output.name}.part")
         try:
@@ -314,14 +316,12 @@ class Engine:
 
     # -- the decoder of the lower rows --------------------------------------------------------------------------------
 
-    def _require_norm_sums(self, avatar: Avatar, progress: Progress, cancelled: Event | None = None) -> bool:
-        """Whether the served decoder draws only the lower rows; then the avatar has its sums afterwards.
+    def _require_norm_sums(self, avatar: Avatar, progress: Progress, cancelled: Event | None = None) -> None:
+        """The avatar has its sums afterwards, for a served decoder that draws only the lower rows.
 
         Raises TritonUnavailable, TritonFailed, Cancelled, AvatarDamaged, OSError, and AvatarUndrawable if the avatar
         shows rows that are not drawn.
         """
-        if not self.triton.takes_norm_sums():
-            return False
         first = avatar.first_face_row
         if first < LOWER_FROM_ROW:
             raise AvatarUndrawable(
@@ -331,7 +331,6 @@ class Engine:
             )
         if not avatar.has_norm_sums:
             avatar.keep_norm_sums(self._made_norm_sums(avatar, progress, cancelled))
-        return True
 
     def _give_norm_sums(self, draft: Path, progress: Progress, cancelled: Event | None = None) -> None:
         """To an avatar that is not published yet, so that its first video need not wait for them; not where that would

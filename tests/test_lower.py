@@ -15,13 +15,14 @@ from samples import short_clip, tone, write_sound
 from test_avatar import fill
 
 from export import lower, musetalk, pipeline, samples, verify
-from export.bundle import is_exported
+from export.bundle import is_exported, read_bundle
 from export.errors import GraphUnfit, LowerDecoderOff
 from export.gate import Reference
 from export.lower import LowerDecoder, NormSums, Stage, stages
 from export.modules import FaceDecoder
 from export.networks import Networks
 from export.profiles import FP16, FP32, LOWER, SD_VAE
+from export.repository import write_repository
 from gateway.app import create_app
 from lipserve import contract
 from lipserve.avatar import REGION, Avatar
@@ -118,6 +119,7 @@ def test_a_vae_with_other_norms_is_refused(tmp_path: Path) -> None:
 
 def test_a_decoder_that_draws_otherwise_is_refused(networks: Networks) -> None:
     shut, spoken = samples.spoken()
+    shut, spoken = shut[-1:], spoken[-1:]  # the one whose mouth is open widest
     assert lower.hold_to_whole(networks.vae, shut, shut) > 60
     with pytest.raises(LowerDecoderOff, match=r"are \d\d\.\d dB from .* 45 are asked for: .* use --decoder sd-vae"):
         lower.hold_to_whole(networks.vae, shut, spoken)
@@ -197,12 +199,27 @@ def test_an_avatar_that_takes_the_place_gets_no_others_sums(stored: Avatar, tmp_
 # -- through Triton ---------------------------------------------------------------------------------------------------
 
 
-def exported(weights: Path, decoder: str, root: Path) -> Path:
-    """The model repository of a decoder on the CPU."""
-    networks = musetalk.load(weights, PROFILE, decoder)
-    pipeline.write_graphs(networks, weights / PROFILE, psnr=OF_RANDOM_WEIGHTS)
-    pipeline.publish(weights, PROFILE, "cpu", root / decoder)
-    return root / decoder / "cpu"
+@pytest.fixture(scope="module")
+def whole(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository of the whole decoder, in float32."""
+    pipeline.write_graphs(musetalk.load(weights, PROFILE, SD_VAE), weights / PROFILE)
+    root = tmp_path_factory.mktemp("whole")
+    pipeline.publish(weights, PROFILE, "cpu", root)
+    return root / "cpu"
+
+
+@pytest.fixture(scope="module")
+def halved(weights: Path) -> list[pipeline.Written]:
+    """The graphs of the lower rows' decoder, in FP16."""
+    networks = musetalk.load(weights, PROFILE, LOWER)
+    return pipeline.write_graphs(networks, weights / PROFILE, precision=FP16, psnr=OF_RANDOM_WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def lowered(weights: Path, halved: list[pipeline.Written], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their model repository."""
+    bundle = read_bundle(weights / PROFILE, FP16)
+    return write_repository(tmp_path_factory.mktemp("lower"), "cpu", bundle.files, bundle.weights_id)
 
 
 @contextmanager
@@ -237,26 +254,28 @@ def said(client: TestClient, sound: Path, file: Path) -> np.ndarray:
     return frames(response.content, file)
 
 
-def test_the_same_video_from_either_decoder(weights: Path, face_models: Path, tmp_path: Path) -> None:
+def test_the_same_video_from_either_decoder(
+    weights: Path, whole: Path, lowered: Path, face_models: Path, tmp_path: Path
+) -> None:
     (weights / "faces").exists() or (weights / "faces").symlink_to(face_models)
     clip, sound = short_clip(tmp_path / "clip.mp4", frames=6), tmp_path / "tone.wav"
     write_sound(sound, tone(0.5), 16_000)
     models = face_models.parent
-    with service(exported(weights, SD_VAE, tmp_path), weights, models, tmp_path) as (client, settings):
+    with service(whole, weights, models, tmp_path) as (client, settings):
         prepared = client.post("/prepare_avatar", data={"avatar_id": "lisa"}, files={"video": clip.open("rb")})
         assert prepared.status_code == 201, prepared.text
         kept = settings.avatars_dir / "lisa/norm_sums.npy"
         assert not kept.exists()
-        whole = said(client, sound, tmp_path / "whole.mp4")
-    assert is_exported(weights / PROFILE, FP32, SD_VAE)
-    with service(exported(weights, LOWER, tmp_path), weights, models, tmp_path) as (client, settings):
-        assert is_exported(weights / PROFILE, FP32, LOWER) and not is_exported(weights / PROFILE, FP32, SD_VAE)
+        all_rows = said(client, sound, tmp_path / "whole.mp4")
+    assert is_exported(weights / PROFILE, FP32, SD_VAE) and is_exported(weights / PROFILE, FP16, LOWER)
+    assert not is_exported(weights / PROFILE, FP16, SD_VAE)
+    with service(lowered, weights, models, tmp_path) as (client, settings):
         drawn = said(client, sound, tmp_path / "lower.mp4")  # the avatar of before, which gets its sums now
         sums = np.load(kept)
         assert (sums.shape, sums.dtype) == ((6, *contract.NORM_SUMS.shape), np.float32)
         assert (sums[:, :, :, 1] > 0).all()
-        assert drawn.shape == whole.shape == (12, 512, 512)
-        error = float(np.square(drawn.astype(float) - whole).mean(axis=(1, 2)).max())
+        assert drawn.shape == all_rows.shape == (12, 512, 512)
+        error = float(np.square(drawn.astype(float) - all_rows).mean(axis=(1, 2)).max())
         assert 10 * np.log10(255**2 / error) > 40
 
         kept.write_bytes(kept.read_bytes()[:100])  # half of it: made again, since it is made of the latents
@@ -274,17 +293,15 @@ def test_the_same_video_from_either_decoder(weights: Path, face_models: Path, tm
         assert not (settings.avatars_dir / "high").exists()
 
     kept.unlink()  # where models are loaded on demand, so is the one that makes the sums
-    with service(tmp_path / LOWER / "cpu", weights, models, tmp_path, lazy=True) as (client, settings):
+    with service(lowered, weights, models, tmp_path, lazy=True) as (client, settings):
         assert np.array_equal(said(client, sound, tmp_path / "lazy.mp4"), drawn)
         assert np.array_equal(np.load(kept), sums)
 
 
-def test_in_fp16_both_graphs_are_held_to_float32(weights: Path, tmp_path: Path) -> None:
-    networks = musetalk.load(weights, PROFILE, LOWER)
-    written = pipeline.write_graphs(networks, tmp_path, precision=FP16, psnr=OF_RANDOM_WEIGHTS)
-    checks = {graph.graph: graph.checks for graph in written}
+def test_in_fp16_both_graphs_are_held_to_float32(weights: Path, halved: list[pipeline.Written]) -> None:
+    checks = {graph.graph: graph.checks for graph in halved}
     assert set(checks) == {"unet", "vae_decoder", "reference_sums", "vae_encoder", "audio_encoder"}
     assert all(check.maximum <= 2 for check in checks["vae_decoder"])
-    reference = Reference.load(tmp_path)
+    reference = Reference.load(weights / PROFILE)
     assert reference.norm_sums is not None and reference.norm_sums.shape == (4, *contract.NORM_SUMS.shape)
     assert (reference.faces[:, :ROW] == 0).all() and reference.faces[:, ROW:].std() > 20
