@@ -1,7 +1,7 @@
 """Group norms of FP16 graphs, for ONNX Runtime on a GPU: the norm's own operator on FP16, without casts around it.
 
 A graph has a group norm as Cast, Reshape, InstanceNormalization, Reshape, Mul, Add, Cast, in float32 between the casts.
-TensorRT makes one kernel of all that. ONNX Runtime runs every operator by itself, so that each norm moves three times
+TensorRT is meant to fuse all that. ONNX Runtime runs every operator by itself, so that each norm moves three times
 the bytes it must; its InstanceNormalization sums in float32 whatever it is given.
 """
 
